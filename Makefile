@@ -1,0 +1,43 @@
+# nibble's commands; `make help` lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# A file that includes LibTorch takes up to 3 GiB to compile.
+JOBS ?= $(shell awk -v cores=$$(nproc) '/MemAvailable/ {m = int($$2 / 3145728); if (m < 1) m = 1; print m < cores ? m : cores}' /proc/meminfo)
+AS_ROOT := $(shell [ $$(id -u) = 0 ] || command -v sudo)
+
+.PHONY: help deps build demo test lint cuda clean
+
+help:
+	@echo "make demo   install, build, quantize SmolLM2 by a job, evaluate it and stream an answer"
+	@echo "make test   install, build, run every test"
+	@echo "make build  install and build into build/cpu/bin"
+	@echo "make lint   clang-format and clang-tidy"
+	@echo "make cuda   compile the CUDA kernels (needs no GPU)"
+	@echo "make clean  remove build/"
+
+deps:
+	@$(AS_ROOT) docker/install-deps
+
+build: deps
+	cmake --preset cpu
+	cmake --build --preset cpu -j $(JOBS)
+
+demo: build
+	@$(AS_ROOT) docker/install-deps --with-smollm2
+	client/demo/demo.sh
+
+test: build
+	ctest --preset cpu
+
+lint: deps
+	cmake --preset cpu > /dev/null
+	@if cmake --build --preset cpu --target help | grep -q '^nibble_proto:'; then cmake --build --preset cpu --target nibble_proto -j $(JOBS); fi
+	docker/lint
+
+cuda:
+	@$(AS_ROOT) docker/install-deps --with-cuda
+	docker/build-cuda
+
+clean:
+	rm -rf build

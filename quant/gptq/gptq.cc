@@ -1,0 +1,116 @@
+#include "quant/gptq/gptq.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <thread>
+#include <vector>
+
+#include "quant/base/status_macros.h"
+#include "quant/base/strings.h"
+#include "quant/base/torch_status.h"
+#include "quant/gptq/rows.h"
+#include "quant/gptq/solver.h"
+
+namespace nibble {
+namespace {
+
+absl::Status CheckFactor(const std::string& name, const GptqFactor& factor, int64_t cols) {
+  if (factor.hinv_upper.dim() == 2 && factor.hinv_upper.size(0) == cols &&
+      factor.hinv_upper.size(1) == cols) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(StrCat(name, ": the Hessian's factor has ",
+                                           factor.hinv_upper.numel(), " elements; expected ", cols,
+                                           " x ", cols, ", one row for each input column"));
+}
+
+// f(row) for every row, spread over as many threads as LibTorch uses. (at::parallel_for would need
+// OpenMP in this file.) Rows share nothing, so the result does not depend on the threads; f must
+// not throw.
+template <class Function>
+void ForEachRow(int64_t rows, const Function& f) {
+  constexpr int64_t kFewestRows = 8;  // worth a thread
+  const int64_t threads =
+      std::clamp<int64_t>(rows / kFewestRows, 1, std::max(1, at::get_num_threads()));
+  const auto work = [&](int64_t thread) {
+    for (int64_t row = rows * thread / threads; row < rows * (thread + 1) / threads; ++row) f(row);
+  };
+  std::vector<std::jthread> workers;
+  for (int64_t thread = 1; thread < threads; ++thread) workers.emplace_back(work, thread);
+  work(0);
+}
+
+// Scales from the original weights; in natural order they are replaced as groups are reached, and
+// clamps are counted then.
+std::vector<RowScales> InitialScales(const WeightSpec& spec, const at::Tensor& w,
+                                     ScaleSource source) {
+  std::vector<RowScales> scales;
+  for (int64_t row = 0; row < w.size(0); ++row) {
+    scales.push_back(ComputeRowScales(spec, RowSpan(w, row)));
+    if (source == ScaleSource::kUpdatedWeights) scales.back().clamped = 0;
+  }
+  return scales;
+}
+
+// The solve: block by block, the errors of a block spread over all columns behind it by one matrix
+// product. weights: f32 [N, K] in the order of the solve with dead columns zero, replaced by the
+// quantized values. Returns the codes [N, K] in the original order.
+std::vector<uint8_t> SolveColumns(at::Tensor& weights, const GptqFactor& factor,
+                                  const WeightSpec& spec, int64_t block_columns, ScaleSource source,
+                                  std::vector<RowScales>& scales) {
+  const int64_t rows = weights.size(0);
+  const int64_t cols = weights.size(1);
+  const at::Tensor order = factor.order.contiguous();
+  const at::Tensor hinv = factor.hinv_upper.contiguous();
+  float* const weight_data = weights.mutable_data_ptr<float>();
+  std::vector<uint8_t> codes(rows * cols);
+  const SolverPlan plan = {&spec, source,
+                           absl::MakeConstSpan(order.const_data_ptr<int64_t>(), cols),
+                           hinv.const_data_ptr<float>(), cols};
+  for (const ColumnBlock& block : MakeBlocks(cols, block_columns, spec.group_size, source)) {
+    const at::Tensor errors = at::empty({rows, block.size()}, at::kFloat);
+    float* const error_data = errors.mutable_data_ptr<float>();
+    ForEachRow(rows, [&](int64_t row) {
+      SolveBlock(plan, block, weight_data + row * cols, scales[row], codes.data() + row * cols,
+                 error_data + row * block.size());
+    });
+    const at::Tensor behind = hinv.slice(0, block.begin, block.end).slice(1, block.end, cols);
+    weights.slice(1, block.end, cols).addmm_(errors, behind, /*beta=*/1, /*alpha=*/-1);
+  }
+  return codes;
+}
+
+}  // namespace
+
+absl::StatusOr<QuantizedLinear> QuantizeGptq(const std::string& name, const at::Tensor& w,
+                                             const GptqFactor& factor, const WeightSpec& spec,
+                                             const GptqOptions& options) {
+  return CatchTorch([&]() -> absl::StatusOr<QuantizedLinear> {
+    c10::InferenceMode guard;
+    NIBBLE_RETURN_IF_ERROR(CheckWeights(name, w, spec));
+    NIBBLE_RETURN_IF_ERROR(CheckFactor(name, factor, w.size(1)));
+    if (options.block_columns < 1) {
+      return absl::InvalidArgumentError(
+          StrCat(name, ": block_columns is ", options.block_columns, "; expected at least 1"));
+    }
+
+    const ScaleSource source =
+        options.act_order ? ScaleSource::kOriginalWeights : ScaleSource::kUpdatedWeights;
+    const at::Tensor original = w.masked_fill(factor.dead, 0).contiguous();
+    std::vector<RowScales> scales = InitialScales(spec, original, source);
+    at::Tensor weights = original.index_select(1, factor.order);
+    const std::vector<uint8_t> codes =
+        SolveColumns(weights, factor, spec, options.block_columns, source, scales);
+    if (!weights.isfinite().all().item<bool>()) {
+      return absl::FailedPreconditionError(
+          StrCat(name, ": GPTQ's updates overflowed; expected weights that stay finite"));
+    }
+    QuantizedLinear result = PackRows(spec, w.size(0), w.size(1), codes, scales);
+    result.damping = factor.damping;
+    result.damping_escalations = factor.damping_escalations;
+    return result;
+  });
+}
+
+}  // namespace nibble
