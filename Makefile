@@ -4,7 +4,6 @@ SHELL := /bin/bash
 
 # A file that includes LibTorch takes up to 3 GiB to compile.
 JOBS ?= $(shell awk -v cores=$$(nproc) '/MemAvailable/ {m = int($$2 / 3145728); if (m < 1) m = 1; print m < cores ? m : cores}' /proc/meminfo)
-AS_ROOT := $(shell [ $$(id -u) = 0 ] || command -v sudo)
 
 .PHONY: help deps build demo test lint cuda clean
 
@@ -17,26 +16,26 @@ help:
 	@echo "make clean  remove build/"
 
 deps:
-	@$(AS_ROOT) docker/install-deps
+	@docker/install-deps
 
 build: deps
 	cmake --preset cpu
 	cmake --build --preset cpu -j $(JOBS)
 
 demo: build
-	@$(AS_ROOT) docker/install-deps --with-smollm2
+	@docker/install-deps --with-smollm2
 	client/demo/demo.sh
 
 test: build
 	ctest --preset cpu
 
 lint: deps
-	cmake --preset cpu > /dev/null
-	@if cmake --build --preset cpu --target help | grep -q '^nibble_proto:'; then cmake --build --preset cpu --target nibble_proto -j $(JOBS); fi
+	cmake --preset lint > /dev/null
+	cmake --build --preset lint
 	docker/lint
 
 cuda:
-	@$(AS_ROOT) docker/install-deps --with-cuda
+	@docker/install-deps --with-cuda
 	docker/build-cuda
 
 clean:

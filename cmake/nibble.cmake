@@ -9,10 +9,14 @@ include_guard()
 
 add_library(nibble_options INTERFACE)
 target_compile_features(nibble_options INTERFACE cxx_std_20)
-target_compile_options(nibble_options INTERFACE -Wall -Wextra -Werror)
+target_compile_options(nibble_options INTERFACE
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Werror>
+  $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20;--expt-relaxed-constexpr;--Werror=all-warnings;-Xcompiler=-Wall,-Wextra>)
 target_include_directories(nibble_options INTERFACE ${PROJECT_SOURCE_DIR})
 if(NIBBLE_SANITIZE)
-  target_compile_options(nibble_options INTERFACE -fsanitize=${NIBBLE_SANITIZE} -fno-omit-frame-pointer)
+  # Undefined behaviour fails a test only if it does not recover.
+  target_compile_options(nibble_options INTERFACE
+    -fsanitize=${NIBBLE_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
   target_link_options(nibble_options INTERFACE -fsanitize=${NIBBLE_SANITIZE})
 endif()
 

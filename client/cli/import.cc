@@ -1,0 +1,119 @@
+// `nibble import`: runs the Python tool of client/importer.
+#include <spawn.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cctype>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <memory>
+
+#include "client/cli/commands.h"
+#include "client/cli/output.h"
+#include "quant/base/status_macros.h"
+#include "quant/base/strings.h"
+
+namespace nibble {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Import {
+  std::string kind;
+  std::string source;
+  std::string name;
+  std::string data_root;
+};
+
+// As the server has it (nibble/v1/common.proto).
+absl::Status CheckName(const std::string& name) {
+  const bool valid = !name.empty() && name.size() <= 128 && name[0] != '.' && name[0] != '-' &&
+                     std::all_of(name.begin(), name.end(), [](unsigned char c) {
+                       return std::isalnum(c) || std::strchr("._-", c) != nullptr;
+                     });
+  if (valid) return absl::OkStatus();
+  return absl::InvalidArgumentError(StrCat(
+      "NAME: found '", name,
+      "', expected 1 to 128 letters, digits, '.', '_' and '-', not starting with '.' or '-'"));
+}
+
+std::string Python() {
+  if (const char* chosen = std::getenv("NIBBLE_PYTHON")) return chosen;
+  const char* prefix = std::getenv("NIBBLE_PREFIX");
+  return StrCat(prefix ? prefix : "/opt/nibble", "/client-venv/bin/python");
+}
+
+// The folder of the Python package: beside an installed binary, else in the source tree.
+std::string ImporterFolder() {
+  std::error_code error;
+  const fs::path binary = fs::read_symlink("/proc/self/exe", error);
+  const fs::path installed = binary.parent_path().parent_path() / "share/nibble/importer";
+  return fs::is_directory(installed, error) ? installed.string() : NIBBLE_IMPORTER_FOLDER;
+}
+
+absl::Status RunProgram(std::vector<std::string> arguments) {
+  std::vector<char*> argv;
+  for (std::string& argument : arguments) argv.push_back(argument.data());
+  argv.push_back(nullptr);
+  pid_t pid = 0;
+  if (const int error = posix_spawn(&pid, argv[0], nullptr, nullptr, argv.data(), environ)) {
+    return absl::NotFoundError(StrCat(arguments[0], ": ", std::strerror(error),
+                                      ", expected the Python made by docker/install-deps "
+                                      "(or set NIBBLE_PYTHON)"));
+  }
+  int status = 0;
+  while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
+  }
+  if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return absl::OkStatus();
+  return absl::UnknownError("the import failed; nothing was written");
+}
+
+absl::Status Run(const Context& context, const Import& import) {
+  NIBBLE_RETURN_IF_ERROR(CheckName(import.name));
+  const fs::path out = fs::path(import.data_root) / "models" / import.name;
+  std::error_code error;
+  if (fs::exists(fs::symlink_status(out, error))) {
+    return absl::AlreadyExistsError(
+        StrCat("NAME: found a model '", import.name, "', expected a new name"));
+  }
+  setenv("PYTHONPATH", ImporterFolder().c_str(), 1);
+  setenv("PYTHONDONTWRITEBYTECODE", "1", 1);
+  NIBBLE_RETURN_IF_ERROR(
+      RunProgram({Python(), "-m", "nibble_import", import.kind, import.source, out.string()}));
+  if (context.json) {
+    v1::Model model;
+    model.set_name(import.name);
+    return PrintJson(model, context.terminal.out);
+  }
+  context.terminal.out << "imported " << import.name << " into " << out.string() << std::endl;
+  return absl::OkStatus();
+}
+
+void AddKind(CLI::App& parent, Context& context, const std::string& kind,
+             const std::string& description, const std::string& source) {
+  CLI::App* command = AddCommand(
+      parent, kind, description,
+      StrCat("  nibble import ", kind, " ", source, " smollm2 --data-root /var/lib/nibble"));
+  auto import = std::make_shared<Import>();
+  import->kind = kind;
+  command->add_option("source", import->source, "What to import")->required();
+  command->add_option("name", import->name, "The model's name; it must be free")->required();
+  command->add_option("--data-root", import->data_root, "nibbled's data root")->required();
+  command->callback([&context, import] {
+    context.action = [&context, import](Client&) { return Run(context, *import); };
+  });
+}
+
+}  // namespace
+
+void AddImport(CLI::App& app, Context& context) {
+  CLI::App* import = AddCommand(app, "import", "Brings a checkpoint into a data root",
+                                "  nibble import gguf --help");
+  import->require_subcommand(1);
+  AddKind(*import, context, "gguf", "A GGUF file of the LLaMA architecture", "model.gguf");
+  AddKind(*import, context, "hf", "A Hugging Face folder with safetensors", "./SmolLM2-135M");
+}
+
+}  // namespace nibble

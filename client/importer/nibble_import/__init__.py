@@ -1,0 +1,1 @@
+"""Makes Hugging Face model folders, which nibble reads, out of other checkpoints."""

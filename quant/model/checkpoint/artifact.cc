@@ -1,0 +1,199 @@
+#include "quant/model/checkpoint/artifact.h"
+
+#include <openssl/evp.h>
+
+#include <array>
+#include <cstring>
+#include <fstream>
+#include <memory>
+#include <system_error>
+#include <utility>
+
+#include "absl/strings/escaping.h"
+#include "quant/base/status_macros.h"
+#include "quant/base/strings.h"
+#include "quant/model/checkpoint/json.h"
+
+namespace nibble {
+namespace {
+
+constexpr char kManifest[] = "nibble.json";
+constexpr int64_t kFormatVersion = 1;
+constexpr size_t kReadBytes = size_t{1} << 20;
+
+absl::StatusOr<WeightSpec> ParseWeights(const JsonObject& json) {
+  WeightSpec spec;
+  NIBBLE_ASSIGN_OR_RETURN(const std::string format, json.String("format"));
+  NIBBLE_ASSIGN_OR_RETURN(spec.format, ParseFormat(format));
+  NIBBLE_ASSIGN_OR_RETURN(spec.asymmetric, json.Bool("asymmetric"));
+  NIBBLE_ASSIGN_OR_RETURN(const int64_t group, json.Int("group_size", {-1, 1024}));
+  spec.group_size = static_cast<int>(group);
+  NIBBLE_ASSIGN_OR_RETURN(const std::string constraint, json.String("scale"));
+  NIBBLE_ASSIGN_OR_RETURN(spec.constraint, ParseScaleConstraint(constraint));
+  NIBBLE_ASSIGN_OR_RETURN(const std::string rounding, json.String("m2_rounding"));
+  NIBBLE_ASSIGN_OR_RETURN(spec.rounding, ParseM2Rounding(rounding));
+  NIBBLE_RETURN_IF_ERROR(spec.Validate());
+  return spec;
+}
+
+absl::StatusOr<ActivationSpec> ParseActivations(const JsonObject& json) {
+  ActivationSpec spec;
+  NIBBLE_ASSIGN_OR_RETURN(const std::string format, json.String("format"));
+  NIBBLE_ASSIGN_OR_RETURN(spec.format, ParseFormat(format));
+  NIBBLE_ASSIGN_OR_RETURN(spec.asymmetric, json.Bool("asymmetric"));
+  NIBBLE_RETURN_IF_ERROR(spec.Validate());
+  return spec;
+}
+
+absl::StatusOr<ArtifactSpec> ParseSpec(const JsonObject& json) {
+  ArtifactSpec spec;
+  if (json.Has("weights")) {
+    NIBBLE_ASSIGN_OR_RETURN(const JsonObject weights, json.Object("weights"));
+    NIBBLE_ASSIGN_OR_RETURN(spec.weights, ParseWeights(weights));
+  }
+  if (json.Has("activations")) {
+    NIBBLE_ASSIGN_OR_RETURN(const JsonObject activations, json.Object("activations"));
+    NIBBLE_ASSIGN_OR_RETURN(spec.activations, ParseActivations(activations));
+  }
+  NIBBLE_ASSIGN_OR_RETURN(const int64_t rank, json.Int("lorc_rank", {0, 1 << 20}));
+  spec.lorc_rank = static_cast<int>(rank);
+  NIBBLE_ASSIGN_OR_RETURN(const Json::array_t* excluded, json.Array("excluded"));
+  for (const Json& name : *excluded) {
+    if (!name.is_string()) return json.Unexpected("excluded", "names");
+    spec.excluded.push_back(name.get<std::string>());
+  }
+  return spec;
+}
+
+bool IsPlainFileName(const std::string& name) {
+  return !name.empty() && name[0] != '.' && name.find('/') == std::string::npos;
+}
+
+absl::Status CheckSums(const std::filesystem::path& folder, const JsonObject& files) {
+  for (const auto& [name, expected] : files.fields()) {
+    if (!IsPlainFileName(name) || !expected.is_string()) {
+      return files.Unexpected(name, "a plain file name and its sha256");
+    }
+    NIBBLE_ASSIGN_OR_RETURN(const std::string found, Sha256File(folder / name));
+    if (found != expected.get<std::string>()) {
+      return absl::DataLossError(StrCat((folder / name).string(), ": found sha256 ", found,
+                                        ", expected ", expected.get<std::string>()));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CopyBytes(const TensorSource& tensors, const std::string& name, DType dtype,
+                       std::vector<int64_t> shape, void* out, size_t bytes) {
+  NIBBLE_ASSIGN_OR_RETURN(const TensorView view, tensors.Find(name, shape));
+  if (view.dtype != dtype) {
+    return absl::InvalidArgumentError(
+        StrCat(name, ": found dtype ", DTypeName(view.dtype), ", expected ", DTypeName(dtype)));
+  }
+  if (view.bytes.size() != bytes) {
+    return absl::InvalidArgumentError(
+        StrCat(name, ": found ", view.bytes.size(), " bytes, expected ", bytes));
+  }
+  std::memcpy(out, view.bytes.data(), bytes);
+  tensors.Release(view);
+  return absl::OkStatus();
+}
+
+template <class T>
+NamedTensor MakeTensor(std::string name, DType dtype, std::vector<int64_t> shape,
+                       const std::vector<T>& values) {
+  NamedTensor tensor{std::move(name), dtype, std::move(shape), {}};
+  tensor.bytes.resize(values.size() * sizeof(T));
+  std::memcpy(tensor.bytes.data(), values.data(), tensor.bytes.size());
+  return tensor;
+}
+
+// Calls visit(suffix, dtype, shape, buffer) for every buffer that `matrix`'s spec has.
+template <class Matrix, class Visit>
+void VisitTensors(Matrix& matrix, const Visit& visit) {
+  const int64_t rows = matrix.rows;
+  const int64_t groups = matrix.groups();
+  const int64_t row_bytes = (matrix.cols * FormatBits(matrix.spec.format) + 7) / 8;
+  visit(".weight_codes", DType::kU8, std::vector<int64_t>{rows, row_bytes}, matrix.codes);
+  switch (matrix.spec.constraint) {
+    case ScaleConstraint::kNone:
+      visit(".weight_scale", DType::kF32, std::vector<int64_t>{rows, groups}, matrix.scale);
+      break;
+    case ScaleConstraint::kM1:
+      visit(".weight_scale", DType::kI8, std::vector<int64_t>{rows, groups}, matrix.exponent);
+      break;
+    case ScaleConstraint::kM2:
+      visit(".weight_row_scale", DType::kF32, std::vector<int64_t>{rows}, matrix.row_scale);
+      visit(".weight_k", DType::kU8, std::vector<int64_t>{rows, (groups + 1) / 2}, matrix.k);
+      break;
+  }
+  if (matrix.spec.asymmetric) {
+    visit(".weight_zero", DType::kU8, std::vector<int64_t>{rows, groups}, matrix.zero);
+  }
+}
+
+}  // namespace
+
+bool IsArtifact(const std::filesystem::path& folder) {
+  std::error_code error;
+  return std::filesystem::is_regular_file(folder / kManifest, error);
+}
+
+absl::StatusOr<ArtifactSpec> ReadArtifact(const std::filesystem::path& folder, Verify verify) {
+  NIBBLE_ASSIGN_OR_RETURN(const Json parsed, ReadJsonFile(folder / kManifest));
+  NIBBLE_ASSIGN_OR_RETURN(const JsonObject manifest,
+                          JsonObject::From(parsed, (folder / kManifest).string()));
+  NIBBLE_RETURN_IF_ERROR(manifest.Int("format_version", {kFormatVersion, kFormatVersion}).status());
+  NIBBLE_ASSIGN_OR_RETURN(const JsonObject spec, manifest.Object("spec"));
+  NIBBLE_ASSIGN_OR_RETURN(const JsonObject files, manifest.Object("files"));
+  if (verify == Verify::kChecksums) NIBBLE_RETURN_IF_ERROR(CheckSums(folder, files));
+  return ParseSpec(spec);
+}
+
+absl::StatusOr<QuantizedMatrix> ReadQuantizedMatrix(const TensorSource& tensors,
+                                                    std::string_view name, const WeightSpec& spec,
+                                                    int64_t rows, int64_t cols) {
+  QuantizedMatrix matrix = MakeQuantizedMatrix(spec, rows, cols);
+  absl::Status status;
+  VisitTensors(matrix,
+               [&](std::string_view suffix, DType dtype, std::vector<int64_t> shape, auto& buffer) {
+                 if (!status.ok()) return;
+                 status = CopyBytes(tensors, StrCat(name, suffix), dtype, std::move(shape),
+                                    buffer.data(), buffer.size() * sizeof(buffer[0]));
+               });
+  NIBBLE_RETURN_IF_ERROR(status);
+  NIBBLE_RETURN_IF_ERROR(matrix.Validate(name));
+  return matrix;
+}
+
+std::vector<NamedTensor> QuantizedMatrixTensors(std::string_view name,
+                                                const QuantizedMatrix& matrix) {
+  std::vector<NamedTensor> tensors;
+  VisitTensors(matrix, [&](std::string_view suffix, DType dtype, std::vector<int64_t> shape,
+                           const auto& buffer) {
+    tensors.push_back(MakeTensor(StrCat(name, suffix), dtype, std::move(shape), buffer));
+  });
+  return tensors;
+}
+
+absl::StatusOr<std::string> Sha256File(const std::filesystem::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) return absl::NotFoundError(StrCat(path.string(), ": can't be opened"));
+  const std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context(EVP_MD_CTX_new(),
+                                                                        &EVP_MD_CTX_free);
+  bool good = context != nullptr && EVP_DigestInit_ex(context.get(), EVP_sha256(), nullptr) == 1;
+  std::vector<char> buffer(kReadBytes);
+  while (good && file) {
+    file.read(buffer.data(), static_cast<std::streamsize>(buffer.size()));
+    good = EVP_DigestUpdate(context.get(), buffer.data(), static_cast<size_t>(file.gcount())) == 1;
+  }
+  if (file.bad()) return absl::DataLossError(StrCat(path.string(), ": can't be read"));
+  std::array<unsigned char, EVP_MAX_MD_SIZE> digest;
+  unsigned int length = 0;
+  good = good && EVP_DigestFinal_ex(context.get(), digest.data(), &length) == 1;
+  if (!good) return absl::InternalError(StrCat(path.string(), ": sha256 failed"));
+  return absl::BytesToHexString(
+      absl::string_view(reinterpret_cast<const char*>(digest.data()), length));
+}
+
+}  // namespace nibble

@@ -1,0 +1,123 @@
+// The decoder forward of the LLaMA and OPT families, written once. The pipeline runs it a layer at
+// a time; the runner runs it whole over a paged KV cache.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "quant/base/compute.h"
+#include "quant/kernels/kernels.h"
+#include "quant/model/checkpoint/artifact.h"
+#include "quant/model/checkpoint/config.h"
+#include "quant/model/checkpoint/safetensors.h"
+
+namespace nibble {
+
+// What a linear's input is shared with: one Hessian each.
+enum class InputGroup { kAttentionIn, kAttentionOut, kMlpIn, kMlpOut };
+
+// One linear of a layer.
+struct LayerLinear {
+  std::string name;  // Hugging Face name without ".weight": "model.layers.0.self_attn.q_proj"
+  InputGroup input;
+  LinearWeights weights;
+  std::optional<ActivationSpec> activation;  // how its input is rounded; absent: not at all
+};
+
+struct DecoderLayer {
+  NormWeights attention_norm;
+  NormWeights mlp_norm;
+  // LLaMA: q k v o gate up down. OPT: q k v out fc1 fc2.
+  std::vector<LayerLinear> linears;
+};
+
+// Everything outside the layers.
+struct DecoderEnds {
+  at::Tensor embedding;             // f32 [vocab, embed_dim]
+  at::Tensor positions;             // f32 [context + 2, hidden], OPT only
+  at::Tensor project_in;            // f32 [hidden, embed_dim], opt-350m only
+  at::Tensor project_out;           // f32 [embed_dim, hidden]
+  std::optional<NormWeights> norm;  // final norm
+  at::Tensor head;                  // f32 [vocab, embed_dim]; the embedding when tied
+};
+
+// A decoder linear's name and shape, known without its data.
+struct LinearInfo {
+  std::string name;
+  int64_t rows = 0;
+  int64_t cols = 0;
+};
+
+// Opens a checkpoint or artifact folder and builds its parts on demand. An artifact is recognised
+// by its nibble.json.
+class DecoderLoader {
+ public:
+  static absl::StatusOr<std::unique_ptr<DecoderLoader>> Open(const std::filesystem::path& folder,
+                                                             Compute compute);
+  const ModelConfig& config() const { return config_; }
+  const TensorSource& tensors() const { return *tensors_; }
+  // Of every layer, in order.
+  absl::StatusOr<std::vector<LinearInfo>> Linears() const;
+  absl::StatusOr<DecoderLayer> LoadLayer(int64_t index) const;
+  absl::StatusOr<DecoderEnds> LoadEnds() const;
+
+ private:
+  DecoderLoader() = default;
+  ModelConfig config_;
+  Compute compute_ = Compute::kF32;
+  std::unique_ptr<TensorSource> tensors_;
+  std::optional<ArtifactSpec> artifact_;
+};
+
+// Called with a group's input before activation rounding: f32 [tokens, K].
+using InputObserver = std::function<void(InputGroup, const at::Tensor&)>;
+
+// The tokens of one step and where they stand.
+struct Batch {
+  std::vector<int32_t> tokens;
+  std::vector<Segment> segments;  // cover the tokens in order
+};
+
+// Per-token rotary angles, computed once per batch. Undefined for OPT.
+struct Rotary {
+  at::Tensor cos;  // f32 [tokens, head_dim / 2]
+  at::Tensor sin;
+};
+Rotary MakeRotary(const ModelConfig& config, const Batch& batch);
+
+// hidden: f32 [tokens, hidden].
+at::Tensor Embed(const ModelConfig& config, const DecoderEnds& ends, const Batch& batch);
+at::Tensor RunLayer(const ModelConfig& config, const DecoderLayer& layer, const at::Tensor& hidden,
+                    const Batch& batch, const Rotary& rotary, KvBlocks* cache,
+                    const InputObserver& observe = nullptr);
+// Logits f32 [rows, vocab] of the chosen rows of hidden.
+at::Tensor Logits(const ModelConfig& config, const DecoderEnds& ends, const at::Tensor& hidden,
+                  absl::Span<const int64_t> rows);
+
+// A whole model in memory.
+class Decoder {
+ public:
+  static absl::StatusOr<std::unique_ptr<Decoder>> Load(const std::filesystem::path& folder,
+                                                       Compute compute);
+  const ModelConfig& config() const { return config_; }
+  std::vector<KvBlocks> MakeCache(int64_t blocks, int64_t block_size) const;
+  // Hidden states after the last layer; `cache` has one entry per layer, or is null for windows
+  // that start at position 0.
+  at::Tensor Forward(const Batch& batch, std::vector<KvBlocks>* cache) const;
+  at::Tensor Logits(const at::Tensor& hidden, absl::Span<const int64_t> rows) const;
+
+ private:
+  Decoder() = default;
+  ModelConfig config_;
+  DecoderEnds ends_;
+  std::vector<DecoderLayer> layers_;
+};
+
+}  // namespace nibble

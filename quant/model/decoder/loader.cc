@@ -1,0 +1,228 @@
+// Builds the decoder's parts from a checkpoint's or an artifact's tensors.
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "quant/base/status_macros.h"
+#include "quant/base/strings.h"
+#include "quant/base/torch_status.h"
+#include "quant/gptq/gptq.h"
+#include "quant/model/decoder/decoder.h"
+
+namespace nibble {
+namespace {
+
+// A family's names in Hugging Face checkpoints.
+struct LinearName {
+  const char* suffix;
+  InputGroup input;
+};
+constexpr LinearName kLlamaLinears[] = {
+    {"self_attn.q_proj", InputGroup::kAttentionIn}, {"self_attn.k_proj", InputGroup::kAttentionIn},
+    {"self_attn.v_proj", InputGroup::kAttentionIn}, {"self_attn.o_proj", InputGroup::kAttentionOut},
+    {"mlp.gate_proj", InputGroup::kMlpIn},          {"mlp.up_proj", InputGroup::kMlpIn},
+    {"mlp.down_proj", InputGroup::kMlpOut}};
+constexpr LinearName kOptLinears[] = {{"self_attn.q_proj", InputGroup::kAttentionIn},
+                                      {"self_attn.k_proj", InputGroup::kAttentionIn},
+                                      {"self_attn.v_proj", InputGroup::kAttentionIn},
+                                      {"self_attn.out_proj", InputGroup::kAttentionOut},
+                                      {"fc1", InputGroup::kMlpIn},
+                                      {"fc2", InputGroup::kMlpOut}};
+
+absl::Span<const LinearName> LinearNames(Family family) {
+  if (family == Family::kOpt) return kOptLinears;
+  return kLlamaLinears;
+}
+
+// {rows, cols} of a linear, by its input and name.
+std::pair<int64_t, int64_t> LinearShape(const ModelConfig& config, const LinearName& linear) {
+  const std::string_view suffix = linear.suffix;
+  const int64_t q_width = config.heads * config.head_dim;
+  switch (linear.input) {
+    case InputGroup::kAttentionIn:
+      return {suffix == "self_attn.q_proj" ? q_width : config.kv_heads * config.head_dim,
+              config.hidden};
+    case InputGroup::kAttentionOut:
+      return {config.hidden, q_width};
+    case InputGroup::kMlpIn:
+      return {config.intermediate, config.hidden};
+    case InputGroup::kMlpOut:
+      return {config.hidden, config.intermediate};
+  }
+  return {0, 0};
+}
+
+bool HasBias(const ModelConfig& config, InputGroup input) {
+  const bool attention = input == InputGroup::kAttentionIn || input == InputGroup::kAttentionOut;
+  return attention ? config.attention_bias : config.mlp_bias;
+}
+
+// "model." / "model.decoder." / "decoder.": what stands before "layers.0." in this checkpoint.
+absl::StatusOr<std::string> FindPrefix(const TensorSource& tensors, Family family) {
+  const char* llama[] = {"model.", ""};
+  const char* opt[] = {"model.decoder.", "decoder."};
+  for (const char* prefix : family == Family::kOpt ? opt : llama) {
+    if (tensors.Contains(StrCat(prefix, "embed_tokens.weight"))) return std::string(prefix);
+  }
+  return absl::NotFoundError(StrCat("tensor embed_tokens.weight: found none with prefix '",
+                                    family == Family::kOpt ? opt[0] : llama[0], "' or '",
+                                    family == Family::kOpt ? opt[1] : llama[1], "'"));
+}
+
+class TensorReader {
+ public:
+  TensorReader(const TensorSource& tensors, Compute compute)
+      : tensors_(tensors), compute_(compute) {}
+
+  // f32, rounded to bf16 first if so computed.
+  absl::StatusOr<at::Tensor> Read(const std::string& name, std::vector<int64_t> shape) const {
+    NIBBLE_ASSIGN_OR_RETURN(const TensorView view, tensors_.Find(name, shape));
+    at::Tensor tensor = at::empty(shape, at::kFloat);
+    NIBBLE_RETURN_IF_ERROR(
+        WidenToFloat(name, view, absl::MakeSpan(tensor.data_ptr<float>(), tensor.numel())));
+    tensors_.Release(view);
+    if (compute_ == Compute::kBf16) tensor = tensor.to(at::kBFloat16).to(at::kFloat);
+    return tensor;
+  }
+
+  absl::StatusOr<NormWeights> ReadNorm(const ModelConfig& config, const std::string& name) const {
+    NormWeights norm;
+    norm.eps = config.norm_eps;
+    NIBBLE_ASSIGN_OR_RETURN(norm.gain, Read(StrCat(name, ".weight"), {config.hidden}));
+    if (config.family == Family::kOpt) {
+      NIBBLE_ASSIGN_OR_RETURN(norm.bias, Read(StrCat(name, ".bias"), {config.hidden}));
+    }
+    return norm;
+  }
+
+  // LoRC's factors, [rows, rank] and [rank, cols].
+  absl::Status ReadLorc(const std::string& name, int64_t rows, int64_t cols, int64_t rank,
+                        LinearWeights& weights) const {
+    NIBBLE_ASSIGN_OR_RETURN(weights.lorc_a, Read(StrCat(name, ".lorc_a"), {rows, rank}));
+    NIBBLE_ASSIGN_OR_RETURN(weights.lorc_b, Read(StrCat(name, ".lorc_b"), {rank, cols}));
+    return absl::OkStatus();
+  }
+
+ private:
+  const TensorSource& tensors_;
+  const Compute compute_;
+};
+
+bool IsExcluded(const ArtifactSpec& artifact, const std::string& name) {
+  return std::find(artifact.excluded.begin(), artifact.excluded.end(), name) !=
+         artifact.excluded.end();
+}
+
+absl::StatusOr<LayerLinear> ReadLinear(const ModelConfig& config, const LinearName& linear,
+                                       const std::string& name, const TensorSource& tensors,
+                                       const TensorReader& reader,
+                                       const std::optional<ArtifactSpec>& artifact) {
+  const auto [rows, cols] = LinearShape(config, linear);
+  LayerLinear out{name, linear.input, {}, std::nullopt};
+  const bool quantized = artifact && !IsExcluded(*artifact, name);
+  if (quantized && artifact->weights) {
+    NIBBLE_ASSIGN_OR_RETURN(const QuantizedMatrix matrix,
+                            ReadQuantizedMatrix(tensors, name, *artifact->weights, rows, cols));
+    out.weights.weight = Dequantize(matrix);
+  } else {
+    NIBBLE_ASSIGN_OR_RETURN(out.weights.weight, reader.Read(StrCat(name, ".weight"), {rows, cols}));
+  }
+  if (quantized) {
+    out.activation = artifact->activations;
+    if (artifact->lorc_rank > 0) {
+      NIBBLE_RETURN_IF_ERROR(reader.ReadLorc(name, rows, cols, artifact->lorc_rank, out.weights));
+    }
+  }
+  if (HasBias(config, linear.input)) {
+    NIBBLE_ASSIGN_OR_RETURN(out.weights.bias, reader.Read(StrCat(name, ".bias"), {rows}));
+  }
+  return out;
+}
+
+absl::Status ReadOptEnds(const ModelConfig& config, const std::string& prefix,
+                         const TensorReader& reader, DecoderEnds& ends) {
+  NIBBLE_ASSIGN_OR_RETURN(ends.positions, reader.Read(StrCat(prefix, "embed_positions.weight"),
+                                                      {config.context + 2, config.hidden}));
+  if (config.embed_dim != config.hidden) {
+    NIBBLE_ASSIGN_OR_RETURN(ends.project_in, reader.Read(StrCat(prefix, "project_in.weight"),
+                                                         {config.hidden, config.embed_dim}));
+    NIBBLE_ASSIGN_OR_RETURN(ends.project_out, reader.Read(StrCat(prefix, "project_out.weight"),
+                                                          {config.embed_dim, config.hidden}));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<DecoderLoader>> DecoderLoader::Open(
+    const std::filesystem::path& folder, Compute compute) {
+  auto loader = std::unique_ptr<DecoderLoader>(new DecoderLoader());
+  NIBBLE_ASSIGN_OR_RETURN(loader->config_, LoadModelConfig(folder));
+  if (IsArtifact(folder)) {
+    NIBBLE_ASSIGN_OR_RETURN(loader->artifact_, ReadArtifact(folder, Verify::kChecksums));
+  }
+  NIBBLE_ASSIGN_OR_RETURN(loader->tensors_, TensorSource::Open(folder));
+  loader->compute_ = compute;
+  return loader;
+}
+
+absl::StatusOr<std::vector<LinearInfo>> DecoderLoader::Linears() const {
+  NIBBLE_ASSIGN_OR_RETURN(const std::string prefix, FindPrefix(*tensors_, config_.family));
+  std::vector<LinearInfo> infos;
+  for (int64_t layer = 0; layer < config_.layers; ++layer) {
+    for (const LinearName& linear : LinearNames(config_.family)) {
+      const auto [rows, cols] = LinearShape(config_, linear);
+      infos.push_back({StrCat(prefix, "layers.", layer, ".", linear.suffix), rows, cols});
+    }
+  }
+  return infos;
+}
+
+absl::StatusOr<DecoderLayer> DecoderLoader::LoadLayer(int64_t index) const {
+  return CatchTorch([&]() -> absl::StatusOr<DecoderLayer> {
+    NIBBLE_ASSIGN_OR_RETURN(const std::string prefix, FindPrefix(*tensors_, config_.family));
+    const std::string base = StrCat(prefix, "layers.", index, ".");
+    const TensorReader reader(*tensors_, compute_);
+    const bool opt = config_.family == Family::kOpt;
+    DecoderLayer layer;
+    NIBBLE_ASSIGN_OR_RETURN(
+        layer.attention_norm,
+        reader.ReadNorm(config_, StrCat(base, opt ? "self_attn_layer_norm" : "input_layernorm")));
+    NIBBLE_ASSIGN_OR_RETURN(
+        layer.mlp_norm, reader.ReadNorm(config_, StrCat(base, opt ? "final_layer_norm"
+                                                                  : "post_attention_layernorm")));
+    for (const LinearName& linear : LinearNames(config_.family)) {
+      NIBBLE_ASSIGN_OR_RETURN(
+          LayerLinear read,
+          ReadLinear(config_, linear, StrCat(base, linear.suffix), *tensors_, reader, artifact_));
+      layer.linears.push_back(std::move(read));
+    }
+    return layer;
+  });
+}
+
+absl::StatusOr<DecoderEnds> DecoderLoader::LoadEnds() const {
+  return CatchTorch([&]() -> absl::StatusOr<DecoderEnds> {
+    NIBBLE_ASSIGN_OR_RETURN(const std::string prefix, FindPrefix(*tensors_, config_.family));
+    const TensorReader reader(*tensors_, compute_);
+    const bool opt = config_.family == Family::kOpt;
+    const int64_t width = opt ? config_.embed_dim : config_.hidden;
+    DecoderEnds ends;
+    NIBBLE_ASSIGN_OR_RETURN(
+        ends.embedding, reader.Read(StrCat(prefix, "embed_tokens.weight"), {config_.vocab, width}));
+    if (config_.tied_embeddings) {
+      ends.head = ends.embedding;
+    } else {
+      NIBBLE_ASSIGN_OR_RETURN(ends.head, reader.Read("lm_head.weight", {config_.vocab, width}));
+    }
+    if (opt) NIBBLE_RETURN_IF_ERROR(ReadOptEnds(config_, prefix, reader, ends));
+    if (config_.final_norm) {
+      NIBBLE_ASSIGN_OR_RETURN(
+          ends.norm, reader.ReadNorm(config_, StrCat(prefix, opt ? "final_layer_norm" : "norm")));
+    }
+    return ends;
+  });
+}
+
+}  // namespace nibble

@@ -1,0 +1,56 @@
+#include "quant/model/tokenizer/tokenizer.h"
+
+#include "quant/base/status_macros.h"
+#include "quant/model/checkpoint/json.h"
+#include "quant/model/tokenizer/bpe_tokenizer.h"
+#include "quant/model/tokenizer/utf8.h"
+
+namespace nibble {
+namespace {
+
+// A vocabulary of 256k tokens with 600k merges is half of this.
+constexpr JsonLimits kTokenizerLimits = {
+    .bytes = size_t{64} << 20, .values = size_t{4} << 20, .depth = 32};
+constexpr std::string_view kReplacement = "\xEF\xBF\xBD";
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::filesystem::path& folder) {
+  const std::filesystem::path path = folder / "tokenizer.json";
+  NIBBLE_ASSIGN_OR_RETURN(const Json document, ReadJsonFile(path, kTokenizerLimits));
+  NIBBLE_ASSIGN_OR_RETURN(const JsonObject json, JsonObject::From(document, path.string()));
+  return BpeTokenizer::Parse(json);
+}
+
+absl::StatusOr<std::string> Tokenizer::Decode(absl::Span<const int32_t> ids,
+                                              DecodeSpecial special) const {
+  std::string bytes;
+  for (const int32_t id : ids) {
+    if (special == DecodeSpecial::kSkip && IsSpecial(id)) continue;
+    NIBBLE_ASSIGN_OR_RETURN(const std::string token, TokenBytes(id));
+    bytes += token;
+  }
+  return ReplaceInvalidUtf8(bytes);
+}
+
+std::string StreamDecoder::Push(std::string_view bytes) {
+  pending_ += bytes;
+  std::string_view rest = pending_;
+  std::string shown;
+  while (!rest.empty()) {
+    const Utf8Step step = NextUtf8(rest);
+    if (step.kind == Utf8Step::Kind::kUnfinished) break;
+    shown += step.kind == Utf8Step::Kind::kCharacter ? rest.substr(0, step.bytes) : kReplacement;
+    rest.remove_prefix(step.bytes);
+  }
+  pending_ = std::string(rest);
+  return shown;
+}
+
+std::string StreamDecoder::Finish() {
+  const std::string last = ReplaceInvalidUtf8(pending_);
+  pending_.clear();
+  return last;
+}
+
+}  // namespace nibble

@@ -1,0 +1,109 @@
+#include "quant/pipeline/check.h"
+
+#include <fnmatch.h>
+
+#include <algorithm>
+#include <memory>
+
+#include "quant/base/status_macros.h"
+#include "quant/base/strings.h"
+#include "quant/model/checkpoint/artifact.h"
+
+namespace nibble {
+namespace {
+
+constexpr int kGroupSizes[] = {kWholeRow, 16, 32, 64, 128, 256, 512, 1024};
+
+template <class Found>
+absl::Status Refuse(std::string_view field, const Found& found, std::string_view expected) {
+  return absl::InvalidArgumentError(StrCat(field, ": found ", found, ", expected ", expected));
+}
+
+absl::Status CheckWeights(const QuantizeSpec& spec) {
+  if (!spec.weights) {
+    if (spec.lorc_rank != 0) {
+      return Refuse("lorc_rank", spec.lorc_rank, "0 where weights are not quantized");
+    }
+    if (!spec.activations) {
+      return Refuse("weights", "none, and activations none", "at least one of them quantized");
+    }
+    return absl::OkStatus();
+  }
+  if (std::ranges::find(kGroupSizes, spec.weights->group_size) == std::end(kGroupSizes)) {
+    return Refuse("group_size", spec.weights->group_size,
+                  "16, 32, 64, 128, 256, 512, 1024 or -1 for a whole row");
+  }
+  return spec.weights->Validate();
+}
+
+absl::Status CheckRank(const QuantizeSpec& spec, const std::vector<LinearInfo>& linears,
+                       const std::set<std::string>& excluded) {
+  if (spec.lorc_rank < 0) return Refuse("lorc_rank", spec.lorc_rank, "0 or more");
+  for (const LinearInfo& linear : linears) {
+    const int64_t most = std::min(linear.rows, linear.cols);
+    if (!excluded.contains(linear.name) && spec.lorc_rank > most) {
+      return Refuse("lorc_rank", spec.lorc_rank,
+                    StrCat("at most ", most, ", the smaller side of ", linear.name));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckCalibration(const QuantizeSpec& spec, int64_t context) {
+  const bool needed =
+      spec.weights && (spec.method == Method::kGptq ||
+                       (spec.lorc_rank > 0 && spec.lorc_metric == LorcMetric::kInput));
+  if (spec.calibration.corpus.empty()) {
+    return needed ? Refuse("corpus", "none", "one: GPTQ and the input metric calibrate on it")
+                  : absl::OkStatus();
+  }
+  if (spec.calibration.windows < 1) {
+    return Refuse("windows", spec.calibration.windows, "1 or more");
+  }
+  if (spec.calibration.window_tokens < 2 || spec.calibration.window_tokens > context) {
+    return Refuse("window", spec.calibration.window_tokens,
+                  StrCat("2 to the model's context of ", context));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::set<std::string>> ExcludedLinears(const std::vector<std::string>& patterns,
+                                                      const std::vector<LinearInfo>& linears) {
+  std::set<std::string> excluded;
+  for (const std::string& pattern : patterns) {
+    bool met = false;
+    for (const LinearInfo& linear : linears) {
+      if (fnmatch(pattern.c_str(), linear.name.c_str(), 0) != 0) continue;
+      met = true;
+      excluded.insert(linear.name);
+    }
+    if (!met) {
+      return Refuse("exclude", StrCat("'", pattern, "', which meets no linear"),
+                    StrCat("a pattern over names like ", linears.front().name));
+    }
+  }
+  return excluded;
+}
+
+absl::Status CheckSpecAgainst(const QuantizeSpec& spec, const DecoderLoader& loader) {
+  NIBBLE_RETURN_IF_ERROR(CheckWeights(spec));
+  if (spec.activations) NIBBLE_RETURN_IF_ERROR(spec.activations->Validate());
+  NIBBLE_ASSIGN_OR_RETURN(const std::vector<LinearInfo> linears, loader.Linears());
+  NIBBLE_ASSIGN_OR_RETURN(const std::set<std::string> excluded,
+                          ExcludedLinears(spec.exclude, linears));
+  NIBBLE_RETURN_IF_ERROR(CheckRank(spec, linears, excluded));
+  return CheckCalibration(spec, loader.config().context);
+}
+
+absl::Status CheckQuantizeSpec(const QuantizeSpec& spec, const std::filesystem::path& checkpoint) {
+  if (IsArtifact(checkpoint)) {
+    return Refuse("model", "an artifact", "a checkpoint that is not quantized yet");
+  }
+  NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<DecoderLoader> loader,
+                          DecoderLoader::Open(checkpoint, spec.compute));
+  return CheckSpecAgainst(spec, *loader);
+}
+
+}  // namespace nibble

@@ -1,0 +1,136 @@
+#include "server/daemon.h"
+
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/security/server_credentials.h>
+#include <grpcpp/server_builder.h>
+#include <spdlog/spdlog.h>
+
+#include <chrono>
+#include <filesystem>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "quant/base/status_macros.h"
+#include "quant/base/strings.h"
+
+namespace nibble {
+namespace {
+
+// What unary calls may take to end when the daemon stops; streams are cancelled after it.
+constexpr auto kShutdownGrace = std::chrono::seconds(2);
+
+std::string WithPort(const std::string& address, int port) {
+  return StrCat(address.substr(0, address.rfind(':') + 1), port);
+}
+
+// This program again, as a worker.
+std::vector<std::string> WorkerCommand(const Config& config) {
+  return {std::filesystem::read_symlink("/proc/self/exe").string(),
+          "worker",
+          "--data-root",
+          config.root.folder.string(),
+          "--log-level",
+          config.log_level};
+}
+
+// LibTorch reads its number of threads when it is loaded; the daemon's own must not be inherited.
+std::vector<std::string> WorkerEnvironment(const Config& config) {
+  if (config.worker_threads == 0 && config.serve_threads == 0) return {};
+  const unsigned all = std::thread::hardware_concurrency();
+  return {StrCat("OMP_NUM_THREADS=", config.worker_threads == 0 ? all : config.worker_threads)};
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const Config& config) {
+  NIBBLE_RETURN_IF_ERROR(CreateFolders(config.root));
+  NIBBLE_ASSIGN_OR_RETURN(DataRootLock lock, DataRootLock::Take(config.root));
+  NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<JobStore> store, JobStore::Open(config.root.database()));
+  auto daemon = std::unique_ptr<Daemon>(new Daemon(config, std::move(lock), std::move(store)));
+  NIBBLE_RETURN_IF_ERROR(daemon->StartMetrics());
+  NIBBLE_RETURN_IF_ERROR(daemon->StartWorker());
+  NIBBLE_RETURN_IF_ERROR(daemon->StartServer());
+  return daemon;
+}
+
+Daemon::Daemon(const Config& config, DataRootLock lock, std::unique_ptr<JobStore> store)
+    : config_(config),
+      lock_(std::move(lock)),
+      store_(std::move(store)),
+      quantization_({.root = config.root, .wake_worker = [this] { supervisor_->WakeWorker(); }},
+                    *store_, notifier_, metrics_) {}
+
+Daemon::~Daemon() {
+  if (server_ != nullptr) {
+    server_->GetHealthCheckService()->Shutdown();
+    server_->Shutdown(std::chrono::system_clock::now() + kShutdownGrace);
+    server_->Wait();
+  }
+  // Scrapes read what goes next.
+  metrics_server_.reset();
+}
+
+absl::Status Daemon::StartMetrics() {
+  NIBBLE_ASSIGN_OR_RETURN(metrics_server_, MetricsServer::Start(config_.metrics_listen, metrics_,
+                                                                {[this] { CountJobs(); }}));
+  return absl::OkStatus();
+}
+
+std::vector<Daemon::NamedService> Daemon::Services() {
+  return {{&quantization_, v1::QuantizationService::service_full_name()}};
+}
+
+absl::Status Daemon::StartServer() {
+  grpc::EnableDefaultHealthCheckService(true);
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  grpc::ServerBuilder builder;
+  // Two daemons must not share a port unknowingly.
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  builder.AddListeningPort(config_.listen, grpc::InsecureServerCredentials(), &port_);
+  for (const NamedService& service : Services()) builder.RegisterService(service.service);
+  server_ = builder.BuildAndStart();
+  if (server_ == nullptr || port_ == 0) {
+    return absl::UnavailableError(StrCat("can't listen for gRPC on ", config_.listen));
+  }
+  for (const NamedService& service : Services()) {
+    server_->GetHealthCheckService()->SetServingStatus(service.name, true);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Daemon::StartWorker() {
+  WorkerSupervisor::Options options;
+  options.command = WorkerCommand(config_);
+  options.environment = WorkerEnvironment(config_);
+  options.artifacts = config_.root.artifacts();
+  options.on_restart = [this] { metrics_.worker_restarts.Increment(); };
+  options.on_layers = [this](int64_t layers) {
+    metrics_.layers_done.Increment(static_cast<double>(layers));
+  };
+  options.log = [](std::string_view line) { spdlog::warn("{}", line); };
+  NIBBLE_ASSIGN_OR_RETURN(supervisor_,
+                          WorkerSupervisor::Start(std::move(options), *store_, notifier_));
+  return absl::OkStatus();
+}
+
+void Daemon::CountJobs() {
+  const auto counts = store_->CountByState();
+  if (!counts.ok()) {
+    spdlog::error("jobs can't be counted: {}", counts.status().ToString());
+    return;
+  }
+  for (const auto& [state, count] : *counts) {
+    metrics_.jobs.Add({{"state", std::string(JobStateName(state))}})
+        .Set(static_cast<double>(count));
+  }
+  metrics_.queue_depth.Set(static_cast<double>(counts->at(JobState::kQueued)));
+}
+
+std::string Daemon::Addresses() const {
+  return StrCat("listening grpc=", WithPort(config_.listen, port_),
+                " metrics=", WithPort(config_.metrics_listen, metrics_server_->port()));
+}
+
+}  // namespace nibble

@@ -1,0 +1,56 @@
+// The role `all`: the API and one supervised worker, put together and taken apart in order.
+#pragma once
+
+#include <grpcpp/server.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "server/jobs/job_notifier.h"
+#include "server/jobs/job_store.h"
+#include "server/jobs/supervisor.h"
+#include "server/ops/config.h"
+#include "server/ops/data_root_lock.h"
+#include "server/ops/metrics.h"
+#include "server/services/quantization_service.h"
+
+namespace nibble {
+
+class Daemon {
+ public:
+  // Serves when it returns. FAILED_PRECONDITION or UNAVAILABLE with the flag at fault when the data
+  // root is in use or an address can't be opened.
+  static absl::StatusOr<std::unique_ptr<Daemon>> Start(const Config& config);
+  // Refuses new RPCs, ends the streams, puts the worker's job back in the queue.
+  ~Daemon();
+  // "listening grpc=HOST:PORT metrics=HOST:PORT", with the ports that were bound.
+  std::string Addresses() const;
+
+ private:
+  struct NamedService {
+    grpc::Service* service;
+    const char* name;  // for its health
+  };
+
+  Daemon(const Config& config, DataRootLock lock, std::unique_ptr<JobStore> store);
+  absl::Status StartWorker();
+  absl::Status StartMetrics();
+  absl::Status StartServer();
+  std::vector<NamedService> Services();
+  void CountJobs();
+
+  const Config config_;
+  const DataRootLock lock_;
+  Metrics metrics_;
+  const std::unique_ptr<JobStore> store_;
+  JobNotifier notifier_;
+  std::unique_ptr<WorkerSupervisor> supervisor_;
+  QuantizationService quantization_;
+  std::unique_ptr<MetricsServer> metrics_server_;
+  int port_ = 0;
+  std::unique_ptr<grpc::Server> server_;
+};
+
+}  // namespace nibble

@@ -1,0 +1,28 @@
+// A child process with a socket as its standard input, over which both sides talk in lines.
+#pragma once
+
+#include <sys/types.h>
+
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "server/jobs/file_descriptor.h"
+
+namespace nibble {
+
+struct ChildProcess {
+  pid_t pid = -1;
+  FileDescriptor socket;  // our end; end of file when the child is gone
+};
+
+// Runs command[0] with `environment` ("NAME=value") added to ours. Its output goes to our standard
+// error, and the kernel kills it when the calling thread ends.
+absl::StatusOr<ChildProcess> StartChild(const std::vector<std::string>& command,
+                                        const std::vector<std::string>& environment);
+
+// Waits for the child's end and tells it: "was killed by signal 9 (Killed)", "exited with status
+// 3".
+std::string WaitForChild(pid_t pid);
+
+}  // namespace nibble

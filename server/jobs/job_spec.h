@@ -1,0 +1,37 @@
+// nibble.v1's job messages as the numerical library's types, and back.
+#pragma once
+
+#include <filesystem>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "quant/pipeline/pipeline.h"
+#include "server/ops/names.h"
+
+namespace nibble::v1 {
+class JobSpec;
+}
+
+namespace nibble {
+
+// What a worker needs to run a job.
+struct JobPlan {
+  QuantizeSpec spec;
+  std::filesystem::path checkpoint;
+  std::filesystem::path artifact;  // where the result will stand
+};
+
+// The spec with every default filled in. Errors as MakeJobPlan's, for what it has to read.
+absl::StatusOr<v1::JobSpec> FillDefaults(const v1::JobSpec& spec, const DataRoot& root);
+
+// From a spec with its defaults filled in. INVALID_ARGUMENT with the field for names and values
+// that can't be, UNIMPLEMENTED for fields that are not served, NOT_FOUND for a model or corpus that
+// is not there. Does not look at `artifact`.
+absl::StatusOr<JobPlan> MakeJobPlan(const v1::JobSpec& spec, const DataRoot& root);
+
+int PhaseNumber(Phase phase);  // of nibble.v1.JobPhase
+std::string SerializeLayerReport(const LayerReport& report, const QuantizeSpec& spec);
+std::string SerializeSummary(const QuantizeSummary& summary, const JobPlan& plan,
+                             int64_t peak_bytes);
+
+}  // namespace nibble

@@ -1,0 +1,156 @@
+#include "server/jobs/worker.h"
+
+#include <poll.h>
+#include <spdlog/spdlog.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <string>
+#include <system_error>
+
+#include "nibble/v1/quantization.pb.h"
+#include "quant/base/status_macros.h"
+#include "quant/base/strings.h"
+#include "quant/pipeline/pipeline.h"
+#include "server/jobs/job_spec.h"
+#include "server/jobs/job_store.h"
+
+namespace nibble {
+namespace {
+
+// The worker's end of the supervisor's socket, on standard input.
+class SupervisorLine {
+ public:
+  // Waits for a wake or the end.
+  void Wait() { Read(-1); }
+  // True once the supervisor has asked the worker to stop.
+  bool Stopped() {
+    Read(0);
+    return stopped_;
+  }
+  void Tell(const std::string& job, int layers) {
+    const std::string line = StrCat(job, " ", layers, "\n");
+    // A supervisor that is gone is noticed by the next read.
+    send(STDIN_FILENO, line.data(), line.size(), MSG_NOSIGNAL);
+  }
+
+ private:
+  // Takes what has come, waiting up to `millis` (-1: for ever) for the first of it.
+  void Read(int millis) {
+    pollfd input = {STDIN_FILENO, POLLIN, 0};
+    while (!stopped_ && poll(&input, 1, millis) > 0) {
+      char wakes[256];
+      const ssize_t count = recv(STDIN_FILENO, wakes, sizeof(wakes), 0);
+      stopped_ = count == 0 || (count < 0 && errno != EINTR);
+      millis = 0;
+    }
+  }
+
+  bool stopped_ = false;
+};
+
+class Worker {
+ public:
+  Worker(DataRoot root, std::unique_ptr<JobStore> store)
+      : root_(std::move(root)), store_(std::move(store)), name_(StrCat("worker-", getpid())) {}
+
+  absl::Status Run() {
+    while (!line_.Stopped()) {
+      NIBBLE_ASSIGN_OR_RETURN(const std::optional<Job> job, store_->Claim(name_));
+      if (job.has_value()) {
+        line_.Tell(job->id, 0);
+        NIBBLE_RETURN_IF_ERROR(RunJob(*job));
+        line_.Tell(job->id, 0);
+      } else {
+        line_.Wait();
+      }
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  absl::Status RunJob(const Job& job) {
+    const Lease lease{job.id, job.attempt};
+    spdlog::info("{} attempt {}: {} -> {}", job.id, job.attempt, job.submitted.model,
+                 job.submitted.output);
+    const absl::StatusOr<std::string> summary = Quantize(job, lease);
+    spdlog::info("{} attempt {}: {}", job.id, job.attempt, summary.status().ToString());
+    const absl::Status ended = End(lease, summary);
+    // Another attempt has the job by now: nothing more to say about it.
+    return absl::IsAborted(ended) ? absl::OkStatus() : ended;
+  }
+
+  absl::Status End(const Lease& lease, const absl::StatusOr<std::string>& summary) {
+    if (summary.ok()) return store_->Succeed(lease, *summary);
+    if (stopping_) return store_->Release(lease, "its worker was told to stop");
+    if (absl::IsCancelled(summary.status())) return store_->EndCancelled(lease);
+    return store_->Fail(lease, summary.status());
+  }
+
+  // The serialized summary.
+  absl::StatusOr<std::string> Quantize(const Job& job, const Lease& lease) {
+    v1::JobSpec message;
+    if (!message.ParseFromString(job.submitted.spec)) {
+      return absl::DataLossError("the job's spec in the store can't be parsed");
+    }
+    NIBBLE_ASSIGN_OR_RETURN(const JobPlan plan, MakeJobPlan(message, root_));
+    if (job.attempt > 1) NIBBLE_RETURN_IF_ERROR(RemoveEarlierResult(plan.artifact));
+    int64_t peak_bytes = 0;
+    const auto report = [&](const Progress& progress) {
+      if (progress.finished != nullptr) {
+        peak_bytes = std::max(peak_bytes, progress.finished->peak_bytes);
+      }
+      return Report(lease, plan.spec, progress);
+    };
+    NIBBLE_ASSIGN_OR_RETURN(const QuantizeSummary summary,
+                            QuantizeModel(plan.spec, plan.checkpoint, plan.artifact, report));
+    return SerializeSummary(summary, plan, peak_bytes);
+  }
+
+  // The output's name is this job's own, so what an earlier attempt committed just before its end
+  // is this job's too.
+  static absl::Status RemoveEarlierResult(const std::filesystem::path& artifact) {
+    std::error_code error;
+    std::filesystem::remove_all(artifact, error);
+    if (!error) return absl::OkStatus();
+    return absl::InternalError(
+        StrCat("can't remove ", artifact.string(), " of an earlier attempt: ", error.message()));
+  }
+
+  absl::Status Report(const Lease& lease, const QuantizeSpec& spec, const Progress& progress) {
+    if (line_.Stopped()) {
+      stopping_ = true;
+      return absl::CancelledError("the worker was told to stop");
+    }
+    const JobProgress row = {.phase = PhaseNumber(progress.phase),
+                             .layer = progress.layer,
+                             .layers = progress.layers,
+                             .mean_output_error = progress.mean_output_error,
+                             .seconds = progress.seconds};
+    const bool finished = progress.finished != nullptr;
+    NIBBLE_RETURN_IF_ERROR(store_->Report(
+        lease, row, finished ? SerializeLayerReport(*progress.finished, spec) : std::string()));
+    line_.Tell(lease.job, finished ? 1 : 0);
+    return absl::OkStatus();
+  }
+
+  const DataRoot root_;
+  const std::unique_ptr<JobStore> store_;
+  const std::string name_;
+  SupervisorLine line_;
+  bool stopping_ = false;
+};
+
+}  // namespace
+
+absl::Status RunWorker(const DataRoot& root) {
+  NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<JobStore> store, JobStore::Open(root.database()));
+  return Worker(root, std::move(store)).Run();
+}
+
+}  // namespace nibble

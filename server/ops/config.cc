@@ -1,0 +1,65 @@
+#include "server/ops/config.h"
+
+#include <CLI/CLI.hpp>
+
+namespace nibble {
+namespace {
+
+constexpr char kExamples[] = R"(
+Examples:
+  nibbled --data-root /var/lib/nibble
+  nibbled --data-root ./data --listen 0.0.0.0:8500 --metrics-listen 0.0.0.0:9500
+  nibbled --data-root ./data --listen 127.0.0.1:0 --metrics-listen 127.0.0.1:0
+
+The data root holds models/NAME (Hugging Face folders), corpora/FILE (.txt, .jsonl),
+artifacts (what jobs write) and nibble.db. Once it serves, nibbled prints one line:
+  listening grpc=ADDRESS:PORT metrics=ADDRESS:PORT
+SIGTERM and SIGINT stop it; a job that runs goes back to the queue.)";
+
+void AddOptions(CLI::App& app, Config& config) {
+  app.add_option("--data-root", config.root.folder, "Folder of models, corpora, artifacts, jobs")
+      ->required()
+      ->type_name("DIR");
+  app.add_option("--listen", config.listen, "gRPC address; port 0: any free one")
+      ->capture_default_str()
+      ->type_name("HOST:PORT");
+  app.add_option("--metrics-listen", config.metrics_listen,
+                 "HTTP address of Prometheus metrics; port 0: any free one")
+      ->capture_default_str()
+      ->type_name("HOST:PORT");
+  app.add_option("--serve-threads", config.serve_threads,
+                 "CPU threads of inference; 0: as many as there are CPUs")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 1024));
+  app.add_option("--worker-threads", config.worker_threads,
+                 "CPU threads of the job worker; 0: as many as there are CPUs")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 1024));
+  app.add_option("--kv-bytes", config.kv_bytes, "KV cache of each loaded model, in bytes")
+      ->capture_default_str()
+      ->check(CLI::Range(int64_t{1} << 20, int64_t{1} << 50));
+  app.add_option("--log-level", config.log_level, "Least level that is logged")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"debug", "info", "warn", "error"}));
+}
+
+}  // namespace
+
+std::variant<Config, int> ParseCommandLine(int argc, char** argv) {
+  Config config;
+  CLI::App app{"nibbled quantizes language models as jobs and serves them, over gRPC.", "nibbled"};
+  app.footer(kExamples);
+  AddOptions(app, config);
+  // The daemon starts this role by itself; it speaks over its standard input.
+  CLI::App* worker = app.add_subcommand("worker")->group("");
+  worker->fallthrough();
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error);
+  }
+  if (worker->parsed()) config.role = Config::Role::kWorker;
+  return config;
+}
+
+}  // namespace nibble

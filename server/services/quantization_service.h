@@ -1,0 +1,57 @@
+#pragma once
+
+#include <functional>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "nibble/v1/quantization.grpc.pb.h"
+#include "server/jobs/job_notifier.h"
+#include "server/jobs/job_store.h"
+#include "server/ops/metrics.h"
+#include "server/ops/names.h"
+#include "server/ops/task_thread.h"
+
+namespace nibble {
+
+// Thread-safe; everything given outlives it.
+class QuantizationService : public v1::QuantizationService::CallbackService {
+ public:
+  struct Options {
+    DataRoot root;
+    std::function<void()> wake_worker = [] {};  // a job was submitted or cancelled
+  };
+  QuantizationService(Options options, JobStore& store, JobNotifier& notifier, Metrics& metrics);
+
+  grpc::ServerUnaryReactor* SubmitJob(grpc::CallbackServerContext* context,
+                                      const v1::SubmitJobRequest* request,
+                                      v1::Job* response) override;
+  grpc::ServerUnaryReactor* GetJob(grpc::CallbackServerContext* context,
+                                   const v1::GetJobRequest* request, v1::Job* response) override;
+  grpc::ServerUnaryReactor* ListJobs(grpc::CallbackServerContext* context,
+                                     const v1::ListJobsRequest* request,
+                                     v1::ListJobsResponse* response) override;
+  grpc::ServerWriteReactor<v1::JobEvent>* WatchJob(grpc::CallbackServerContext* context,
+                                                   const v1::WatchJobRequest* request) override;
+  grpc::ServerUnaryReactor* CancelJob(grpc::CallbackServerContext* context,
+                                      const v1::CancelJobRequest* request,
+                                      v1::Job* response) override;
+  grpc::ServerUnaryReactor* DeleteJob(grpc::CallbackServerContext* context,
+                                      const v1::DeleteJobRequest* request,
+                                      v1::DeleteJobResponse* response) override;
+  grpc::ServerUnaryReactor* EstimateJob(grpc::CallbackServerContext* context,
+                                        const v1::EstimateJobRequest* request,
+                                        v1::JobEstimate* response) override;
+
+ private:
+  absl::StatusOr<Job> Submit(const v1::SubmitJobRequest& request);
+  absl::Status Get(const v1::GetJobRequest& request, v1::Job& response);
+  absl::Status List(const v1::ListJobsRequest& request, v1::ListJobsResponse& response);
+
+  const Options options_;
+  JobStore& store_;
+  JobNotifier& notifier_;
+  Metrics& metrics_;
+  TaskThread submissions_;  // checks read and tokenize the corpus: seconds, not for an RPC thread
+};
+
+}  // namespace nibble

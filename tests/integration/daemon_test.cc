@@ -1,0 +1,352 @@
+// The built nibbled, driven over gRPC as a client does.
+#include <grpcpp/create_channel.h>
+#include <grpcpp/security/credentials.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/wait.h>
+
+#include <cmath>
+#include <fstream>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "nibble/v1/quantization.grpc.pb.h"
+#include "tests/fixtures/tiny_llama.h"
+#include "tests/integration/daemon_process.h"
+#include "tests/server/temp_folder.h"
+
+namespace nibble {
+namespace {
+
+constexpr int kWindow = 64;
+constexpr int kFewWindows = 8;
+constexpr int kManyWindows = 600;  // enough for every layer to take a while
+
+class DaemonTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    ASSERT_TRUE(WriteTinyLlama({}, root() / "models" / "tiny").ok());
+    std::filesystem::create_directories(root() / "corpora");
+    std::ofstream corpus(root() / "corpora" / "text.txt");
+    // One token a byte.
+    for (int i = 0; i < kManyWindows * kWindow / 8; ++i) corpus << "word" << 1000 + i % 9000 << " ";
+    corpus.close();
+    Start();
+  }
+
+  std::filesystem::path root() const { return folder_.path(); }
+  bool HasStaging() const {
+    for (const auto& entry : std::filesystem::directory_iterator(root() / "artifacts")) {
+      if (entry.path().filename().string().starts_with(".staging-")) return true;
+    }
+    return false;
+  }
+
+  void Start() {
+    daemon_ = std::make_unique<DaemonProcess>(NIBBLED_PATH, root());
+    ASSERT_NE(daemon_->grpc_address(), "");
+    stub_ = v1::QuantizationService::NewStub(
+        grpc::CreateChannel(daemon_->grpc_address(), grpc::InsecureChannelCredentials()));
+  }
+
+  static v1::SubmitJobRequest Request(const std::string& output, int windows) {
+    v1::SubmitJobRequest request;
+    v1::JobSpec& spec = *request.mutable_spec();
+    spec.set_model("tiny");
+    spec.set_output(output);
+    spec.set_weights(v1::FORMAT_E2M1);
+    spec.set_activations(v1::ACTIVATION_FORMAT_E4M3);
+    spec.set_group_size(32);
+    spec.mutable_corpus()->set_name("text.txt");
+    spec.set_windows(windows);
+    spec.set_window(kWindow);
+    return request;
+  }
+
+  grpc::Status Submit(const v1::SubmitJobRequest& request, v1::Job& job) {
+    grpc::ClientContext context;
+    return stub_->SubmitJob(&context, request, &job);
+  }
+  v1::Job MustSubmit(const v1::SubmitJobRequest& request) {
+    v1::Job job;
+    const grpc::Status status = Submit(request, job);
+    EXPECT_TRUE(status.ok()) << status.error_message();
+    return job;
+  }
+  v1::Job Get(const std::string& id) {
+    grpc::ClientContext context;
+    v1::GetJobRequest request;
+    request.set_job_id(id);
+    request.set_include_layers(true);
+    v1::Job job;
+    EXPECT_TRUE(stub_->GetJob(&context, request, &job).ok());
+    return job;
+  }
+  void Cancel(const std::string& id) {
+    grpc::ClientContext context;
+    v1::CancelJobRequest request;
+    request.set_job_id(id);
+    v1::Job job;
+    EXPECT_TRUE(stub_->CancelJob(&context, request, &job).ok());
+  }
+
+  // Watches from `after` to the stream's end, calling `act` on each event; returns them.
+  std::vector<v1::JobEvent> Watch(const std::string& id, int64_t after,
+                                  const std::function<void(const v1::JobEvent&)>& act = nullptr) {
+    grpc::ClientContext context;
+    v1::WatchJobRequest request;
+    request.set_job_id(id);
+    request.set_after_sequence(after);
+    const auto reader = stub_->WatchJob(&context, request);
+    std::vector<v1::JobEvent> events;
+    for (v1::JobEvent event; reader->Read(&event);) {
+      EXPECT_EQ(event.sequence(), after + 1 + static_cast<int64_t>(events.size()));
+      events.push_back(event);
+      if (act != nullptr) act(event);
+    }
+    const grpc::Status status = reader->Finish();
+    EXPECT_TRUE(status.ok()) << status.error_message();
+    return events;
+  }
+
+  TempFolder folder_;
+  std::unique_ptr<DaemonProcess> daemon_;
+  std::unique_ptr<v1::QuantizationService::Stub> stub_;
+};
+
+TEST_F(DaemonTest, RunsAJobToSuccessAndItsWatchResumes) {
+  const v1::Job job = MustSubmit(Request("out", kFewWindows));
+  EXPECT_EQ(job.state(), v1::JOB_STATE_QUEUED);
+  EXPECT_EQ(job.spec().scale(), v1::SCALE_CONSTRAINT_M2);  // a default, filled in
+  const auto events = Watch(job.id(), 0);
+  ASSERT_FALSE(events.empty());
+  EXPECT_EQ(events.front().state(), v1::JOB_STATE_QUEUED);
+  EXPECT_EQ(events.back().state(), v1::JOB_STATE_SUCCEEDED) << events.back().ShortDebugString();
+  EXPECT_GT(events.back().summary().linear_bits_per_weight(), 4);
+  EXPECT_TRUE(std::filesystem::exists(root() / "artifacts" / "out" / "nibble.json"));
+  EXPECT_FALSE(HasStaging());
+
+  const v1::Job done = Get(job.id());
+  EXPECT_EQ(done.layers_size(), TinyLlama().layers);
+  EXPECT_EQ(done.last_sequence(), static_cast<int64_t>(events.size()));
+  const auto rest = Watch(job.id(), done.last_sequence() - 2);
+  ASSERT_EQ(rest.size(), 2u);
+  EXPECT_EQ(rest.back().SerializeAsString(), events.back().SerializeAsString());
+  EXPECT_TRUE(Watch(job.id(), done.last_sequence()).empty());
+}
+
+TEST_F(DaemonTest, AKilledWorkersJobRunsAgain) {
+  const v1::Job job = MustSubmit(Request("out", kManyWindows));
+  bool killed = false;
+  const auto events = Watch(job.id(), 0, [&](const v1::JobEvent& event) {
+    if (killed || event.state() != v1::JOB_STATE_RUNNING) return;
+    killed = true;
+    const pid_t worker = daemon_->worker();
+    ASSERT_GT(worker, 0);
+    kill(worker, SIGKILL);
+  });
+  ASSERT_TRUE(killed);
+  const v1::Job done = Get(job.id());
+  EXPECT_EQ(done.state(), v1::JOB_STATE_SUCCEEDED) << done.failure().message();
+  EXPECT_EQ(done.attempt(), 2);
+  EXPECT_FALSE(HasStaging());
+  bool explained = false;
+  for (const v1::JobEvent& event : events) {
+    if (event.state() != v1::JOB_STATE_QUEUED || event.attempt() != 2) continue;
+    explained = event.message().find("was killed by signal 9") != std::string::npos;
+  }
+  EXPECT_TRUE(explained);
+}
+
+TEST_F(DaemonTest, AJobThatLosesThreeWorkersFails) {
+  const v1::Job job = MustSubmit(Request("out", kManyWindows));
+  int killed = 0;
+  const auto events = Watch(job.id(), 0, [&](const v1::JobEvent& event) {
+    if (event.state() != v1::JOB_STATE_RUNNING || event.attempt() != killed + 1) return;
+    const pid_t worker = daemon_->worker();
+    ASSERT_GT(worker, 0);
+    kill(worker, SIGKILL);
+    ++killed;
+  });
+  EXPECT_EQ(killed, 3);
+  EXPECT_EQ(events.back().state(), v1::JOB_STATE_FAILED);
+  EXPECT_EQ(events.back().failure().message(),
+            "worker was killed by signal 9 (Killed) in attempt 3; 3 of 3 attempts were lost");
+  EXPECT_FALSE(HasStaging());
+  EXPECT_FALSE(std::filesystem::exists(root() / "artifacts" / "out"));
+  // The daemon and a new worker live: the name is free again.
+  const v1::Job next = MustSubmit(Request("out", kFewWindows));
+  EXPECT_EQ(Watch(next.id(), 0).back().state(), v1::JOB_STATE_SUCCEEDED);
+}
+
+TEST_F(DaemonTest, ACancelledJobLeavesNothing) {
+  const v1::Job job = MustSubmit(Request("out", kManyWindows));
+  const v1::Job waiting = MustSubmit(Request("second", kFewWindows));
+  bool asked = false;
+  const auto events = Watch(job.id(), 0, [&](const v1::JobEvent& event) {
+    if (asked || event.state() != v1::JOB_STATE_RUNNING) return;
+    asked = true;
+    Cancel(waiting.id());
+    Cancel(job.id());
+  });
+  EXPECT_EQ(Get(waiting.id()).state(), v1::JOB_STATE_CANCELLED);
+  EXPECT_EQ(events.back().state(), v1::JOB_STATE_CANCELLED);
+  EXPECT_FALSE(HasStaging());
+  EXPECT_FALSE(std::filesystem::exists(root() / "artifacts" / "out"));
+  EXPECT_EQ(Get(job.id()).attempt(), 1);
+}
+
+TEST_F(DaemonTest, AStoppedDaemonsJobWaitsForTheNextOne) {
+  const v1::Job job = MustSubmit(Request("out", kManyWindows));
+  grpc::ClientContext context;
+  v1::WatchJobRequest request;
+  request.set_job_id(job.id());
+  const auto reader = stub_->WatchJob(&context, request);
+  v1::JobEvent event;
+  while (reader->Read(&event) && event.state() != v1::JOB_STATE_RUNNING) {
+  }
+  const int status = daemon_->Stop(SIGTERM);
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
+  while (reader->Read(&event)) {
+  }
+  EXPECT_FALSE(reader->Finish().ok());
+  EXPECT_FALSE(HasStaging());
+
+  Start();
+  const auto events = Watch(job.id(), event.sequence());
+  EXPECT_EQ(events.back().state(), v1::JOB_STATE_SUCCEEDED);
+  EXPECT_EQ(Get(job.id()).attempt(), 2);
+}
+
+TEST_F(DaemonTest, AKilledDaemonsJobWaitsForTheNextOne) {
+  const v1::Job job = MustSubmit(Request("out", kManyWindows));
+  grpc::ClientContext context;
+  v1::WatchJobRequest request;
+  request.set_job_id(job.id());
+  const auto reader = stub_->WatchJob(&context, request);
+  v1::JobEvent event;
+  while (reader->Read(&event) && event.state() != v1::JOB_STATE_RUNNING) {
+  }
+  daemon_->Stop(SIGKILL);
+  Start();
+  const auto events = Watch(job.id(), event.sequence());
+  EXPECT_EQ(events.back().state(), v1::JOB_STATE_SUCCEEDED);
+  EXPECT_EQ(Get(job.id()).attempt(), 2);
+}
+
+TEST_F(DaemonTest, SubmissionIsIdempotentByRequestId) {
+  v1::SubmitJobRequest request = Request("out", kFewWindows);
+  request.set_request_id("r1");
+  const v1::Job first = MustSubmit(request);
+  EXPECT_EQ(MustSubmit(request).id(), first.id());
+  Watch(first.id(), 0);
+  // The output exists by now, made by this very request.
+  EXPECT_EQ(MustSubmit(request).id(), first.id());
+  request.mutable_spec()->set_priority(1);
+  v1::Job job;
+  EXPECT_EQ(Submit(request, job).error_code(), grpc::StatusCode::ALREADY_EXISTS);
+}
+
+TEST_F(DaemonTest, AnOutputThatExistsIsRefused) {
+  v1::Job job;
+  EXPECT_EQ(Submit(Request("tiny", kFewWindows), job).error_code(),
+            grpc::StatusCode::ALREADY_EXISTS);
+  const v1::Job live = MustSubmit(Request("out", kFewWindows));
+  EXPECT_EQ(Submit(Request("out", kFewWindows), job).error_code(),
+            grpc::StatusCode::ALREADY_EXISTS);
+  Watch(live.id(), 0);
+  EXPECT_EQ(Submit(Request("out", kFewWindows), job).error_code(),
+            grpc::StatusCode::ALREADY_EXISTS);
+}
+
+TEST_F(DaemonTest, ASecondDaemonOfTheRootDoesNotStart) {
+  const DaemonProcess second(NIBBLED_PATH, root());
+  EXPECT_EQ(second.grpc_address(), "");
+}
+
+TEST_F(DaemonTest, APortInUseIsAStartUpError) {
+  const TempFolder other;
+  for (const auto& arguments :
+       {std::vector<std::string>{"--metrics-listen", daemon_->metrics_address()},
+        std::vector<std::string>{"--listen", daemon_->grpc_address()}}) {
+    DaemonProcess second(NIBBLED_PATH, other.path(), arguments);
+    EXPECT_EQ(second.grpc_address(), "") << arguments[0];
+  }
+}
+
+struct BadInput {
+  std::string name;
+  std::function<void(v1::JobSpec&)> change;
+  grpc::StatusCode code;
+  std::string field;  // that the message begins with or names
+};
+
+TEST_F(DaemonTest, BadInputIsRefusedByField) {
+  using v1::JobSpec;
+  const auto kInvalid = grpc::StatusCode::INVALID_ARGUMENT;
+  const auto kNotFound = grpc::StatusCode::NOT_FOUND;
+  const auto kUnserved = grpc::StatusCode::UNIMPLEMENTED;
+  const std::vector<BadInput> cases = {
+      {"unknown model", [](JobSpec& s) { s.set_model("none"); }, kNotFound, "model"},
+      {"parent model", [](JobSpec& s) { s.set_model("../tiny"); }, kInvalid, "model"},
+      {"absolute model", [](JobSpec& s) { s.set_model("/etc"); }, kInvalid, "model"},
+      {"model version", [](JobSpec& s) { s.set_model_version(7); }, kNotFound, "model_version"},
+      {"hidden output", [](JobSpec& s) { s.set_output(".x"); }, kInvalid, "output"},
+      {"no output", [](JobSpec& s) { s.clear_output(); }, kInvalid, "output"},
+      {"parent output", [](JobSpec& s) { s.set_output("../x"); }, kInvalid, "output"},
+      {"no weights", [](JobSpec& s) { s.clear_weights(); }, kInvalid, "weights"},
+      {"weights 99", [](JobSpec& s) { s.set_weights(static_cast<v1::Format>(99)); }, kInvalid,
+       "weights"},
+      {"no activations", [](JobSpec& s) { s.clear_activations(); }, kInvalid, "activations"},
+      {"asymmetric float", [](JobSpec& s) { s.set_weights_asymmetric(true); }, kInvalid,
+       "weights_asymmetric"},
+      {"symmetric e4m3", [](JobSpec& s) { s.set_activations_symmetric(true); }, kInvalid,
+       "activations_symmetric"},
+      {"group 0", [](JobSpec& s) { s.set_group_size(0); }, kInvalid, "group_size"},
+      {"group 33", [](JobSpec& s) { s.set_group_size(33); }, kInvalid, "group_size"},
+      {"rounding of none",
+       [](JobSpec& s) {
+         s.set_scale(v1::SCALE_CONSTRAINT_NONE);
+         s.set_m2_rounding(v1::M2_ROUNDING_CEIL);
+       },
+       kInvalid, "m2_rounding"},
+      {"damping NaN", [](JobSpec& s) { s.set_damping(std::nan("")); }, kInvalid, "damping"},
+      {"rank of all", [](JobSpec& s) { s.set_lorc_rank(128); }, kInvalid, "lorc_rank"},
+      {"rank 129", [](JobSpec& s) { s.set_lorc_rank(129); }, kInvalid, "lorc_rank"},
+      {"rank -1", [](JobSpec& s) { s.set_lorc_rank(-1); }, kInvalid, "lorc_rank"},
+      {"rotate", [](JobSpec& s) { s.set_rotate(true); }, kUnserved, "rotate"},
+      {"seed alone", [](JobSpec& s) { s.set_rotate_seed(1); }, kInvalid, "rotate_seed"},
+      {"pattern of nothing", [](JobSpec& s) { s.add_exclude("no.such"); }, kInvalid, "exclude"},
+      {"no corpus", [](JobSpec& s) { s.clear_corpus(); }, kInvalid, "corpus"},
+      {"unknown corpus", [](JobSpec& s) { s.mutable_corpus()->set_name("n.txt"); }, kNotFound,
+       "corpus"},
+      {"parent corpus", [](JobSpec& s) { s.mutable_corpus()->set_name("../nibble.db"); }, kInvalid,
+       "corpus"},
+      {"range of .txt", [](JobSpec& s) { s.mutable_corpus()->set_first_text(1); }, kInvalid,
+       "corpus"},
+      {"no windows", [](JobSpec& s) { s.set_windows(0); }, kInvalid, "windows"},
+      {"too many windows", [](JobSpec& s) { s.set_windows(10000); }, kInvalid, "windows"},
+      {"window 1", [](JobSpec& s) { s.set_window(1); }, kInvalid, "window"},
+      {"window over context", [](JobSpec& s) { s.set_window(129); }, kInvalid, "window"},
+      {"empty label", [](JobSpec& s) { (*s.mutable_labels())[""] = "x"; }, kInvalid, "labels"},
+  };
+  for (const BadInput& bad : cases) {
+    SCOPED_TRACE(bad.name);
+    v1::SubmitJobRequest request = Request("out", kFewWindows);
+    bad.change(*request.mutable_spec());
+    v1::Job job;
+    const grpc::Status status = Submit(request, job);
+    EXPECT_EQ(status.error_code(), bad.code) << status.error_message();
+    EXPECT_NE(status.error_message().find(bad.field), std::string::npos) << status.error_message();
+    EXPECT_NE(status.error_message().find("expected"), std::string::npos) << status.error_message();
+  }
+  grpc::ClientContext context;
+  v1::ListJobsResponse list;
+  EXPECT_TRUE(stub_->ListJobs(&context, v1::ListJobsRequest(), &list).ok());
+  EXPECT_EQ(list.jobs_size(), 0);
+}
+
+}  // namespace
+}  // namespace nibble

@@ -1,0 +1,60 @@
+#include "server/ops/config.h"
+
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+namespace nibble {
+namespace {
+
+std::variant<Config, int> Parse(std::vector<std::string> arguments) {
+  arguments.insert(arguments.begin(), "nibbled");
+  std::vector<char*> argv;
+  for (std::string& argument : arguments) argv.push_back(argument.data());
+  return ParseCommandLine(static_cast<int>(argv.size()), argv.data());
+}
+
+TEST(ParseCommandLine, DefaultsAreTheDocumentedOnes) {
+  const Config config = std::get<Config>(Parse({"--data-root", "d"}));
+  EXPECT_EQ(config.role, Config::Role::kAll);
+  EXPECT_EQ(config.root.folder, "d");
+  EXPECT_EQ(config.listen, "127.0.0.1:8500");
+  EXPECT_EQ(config.metrics_listen, "127.0.0.1:9500");
+}
+
+TEST(ParseCommandLine, TheWorkerTakesTheDaemonsOptions) {
+  const Config config =
+      std::get<Config>(Parse({"worker", "--data-root", "d", "--log-level", "debug"}));
+  EXPECT_EQ(config.role, Config::Role::kWorker);
+  EXPECT_EQ(config.root.folder, "d");
+  EXPECT_EQ(config.log_level, "debug");
+}
+
+TEST(ParseCommandLine, WhatIsWrongEndsWithANonZeroCode) {
+  const std::vector<std::vector<std::string>> wrong = {
+      {},
+      {"--data-root"},
+      {"--data-root", "d", "--unknown"},
+      {"--data-root", "d", "--worker-threads", "-1"},
+      {"--data-root", "d", "--serve-threads", "many"},
+      {"--data-root", "d", "--kv-bytes", "0"},
+      {"--data-root", "d", "--log-level", "loud"},
+      {"--data-root", "d", "unknown-role"}};
+  for (const auto& arguments : wrong) {
+    const auto parsed = Parse(arguments);
+    ASSERT_TRUE(std::holds_alternative<int>(parsed)) << testing::PrintToString(arguments);
+    EXPECT_NE(std::get<int>(parsed), 0);
+  }
+}
+
+TEST(ParseCommandLine, HelpEndsWithZeroAndShowsExamples) {
+  testing::internal::CaptureStdout();
+  const auto parsed = Parse({"--help"});
+  const std::string text = testing::internal::GetCapturedStdout();
+  EXPECT_EQ(std::get<int>(parsed), 0);
+  EXPECT_NE(text.find("Examples:\n  nibbled --data-root"), std::string::npos) << text;
+}
+
+}  // namespace
+}  // namespace nibble
