@@ -59,8 +59,12 @@ Daemon::Daemon(const Config& config, DataRootLock lock, std::unique_ptr<JobStore
     : config_(config),
       lock_(std::move(lock)),
       store_(std::move(store)),
+      registry_({.root = config.root, .kv_bytes = config.kv_bytes}),
       quantization_({.root = config.root, .wake_worker = [this] { supervisor_->WakeWorker(); }},
-                    *store_, notifier_, metrics_) {}
+                    *store_, notifier_, metrics_),
+      models_(registry_, metrics_),
+      inference_(registry_, metrics_),
+      evaluation_(registry_, metrics_) {}
 
 Daemon::~Daemon() {
   if (server_ != nullptr) {
@@ -73,13 +77,17 @@ Daemon::~Daemon() {
 }
 
 absl::Status Daemon::StartMetrics() {
-  NIBBLE_ASSIGN_OR_RETURN(metrics_server_, MetricsServer::Start(config_.metrics_listen, metrics_,
-                                                                {[this] { CountJobs(); }}));
+  NIBBLE_ASSIGN_OR_RETURN(
+      metrics_server_, MetricsServer::Start(config_.metrics_listen, metrics_,
+                                            {[this] { CountJobs(); }, [this] { CountEngines(); }}));
   return absl::OkStatus();
 }
 
 std::vector<Daemon::NamedService> Daemon::Services() {
-  return {{&quantization_, v1::QuantizationService::service_full_name()}};
+  return {{&quantization_, v1::QuantizationService::service_full_name()},
+          {&models_, v1::ModelService::service_full_name()},
+          {&inference_, v1::InferenceService::service_full_name()},
+          {&evaluation_, v1::EvaluationService::service_full_name()}};
 }
 
 absl::Status Daemon::StartServer() {
@@ -126,6 +134,21 @@ void Daemon::CountJobs() {
         .Set(static_cast<double>(count));
   }
   metrics_.queue_depth.Set(static_cast<double>(counts->at(JobState::kQueued)));
+}
+
+void Daemon::CountEngines() {
+  for (const ModelHandle& model : registry_.Loaded()) {
+    const EngineStats stats = model->engine->stats();
+    const prometheus::Labels labels = {{"model", model->name}};
+    const auto set = [&](prometheus::Family<prometheus::Gauge>& family, int64_t value) {
+      family.Add(labels).Set(static_cast<double>(value));
+    };
+    set(metrics_.requests_running, stats.running);
+    set(metrics_.requests_waiting, stats.waiting);
+    set(metrics_.kv_blocks_used, stats.kv_blocks_used);
+    set(metrics_.kv_blocks_total, stats.kv_blocks_total);
+    set(metrics_.weight_bytes, model->engine->runner().weight_bytes());
+  }
 }
 
 std::string Daemon::Addresses() const {

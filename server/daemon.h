@@ -14,6 +14,10 @@
 #include "server/ops/config.h"
 #include "server/ops/data_root_lock.h"
 #include "server/ops/metrics.h"
+#include "server/registry/registry.h"
+#include "server/services/evaluation_service.h"
+#include "server/services/inference_service.h"
+#include "server/services/model_service.h"
 #include "server/services/quantization_service.h"
 
 namespace nibble {
@@ -40,6 +44,7 @@ class Daemon {
   absl::Status StartServer();
   std::vector<NamedService> Services();
   void CountJobs();
+  void CountEngines();
 
   const Config config_;
   const DataRootLock lock_;
@@ -47,7 +52,11 @@ class Daemon {
   const std::unique_ptr<JobStore> store_;
   JobNotifier notifier_;
   std::unique_ptr<WorkerSupervisor> supervisor_;
+  Registry registry_;
   QuantizationService quantization_;
+  ModelService models_;
+  InferenceService inference_;
+  EvaluationService evaluation_;
   std::unique_ptr<MetricsServer> metrics_server_;
   int port_ = 0;
   std::unique_ptr<grpc::Server> server_;

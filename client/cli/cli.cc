@@ -78,7 +78,7 @@ void AddCompute(CLI::App& command, std::function<void(v1::Compute)> set) {
 }
 
 int RunCli(const std::vector<std::string>& arguments, Terminal terminal) {
-  Context context{.terminal = terminal};
+  Context context{.terminal = terminal, .action = nullptr};
   CLI::App app("", "nibble");
   AddGlobals(app, context);
   AddJobs(app, context);

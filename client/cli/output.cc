@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdio>
 
 #include "quant/base/strings.h"
@@ -51,7 +52,7 @@ std::string HumanBytes(int64_t bytes) {
 }
 
 std::string HumanSeconds(double seconds) {
-  const auto whole = static_cast<int64_t>(seconds + 0.5);
+  const int64_t whole = std::llround(seconds);
   const std::string rest = std::to_string(whole % 60);
   return StrCat(whole / 60, ":", rest.size() < 2 ? "0" : "", rest);
 }

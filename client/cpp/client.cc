@@ -97,7 +97,7 @@ absl::Status Client::WatchJob(const v1::WatchJobRequest& request,
   v1::WatchJobRequest from = request;
   Clock::time_point give_up = Clock::now();
   while (true) {
-    const absl::Status status = ReadAll<v1::JobEvent>(
+    absl::Status status = ReadAll<v1::JobEvent>(
         [&](grpc::ClientContext* context) { return stubs_->quantization.WatchJob(context, from); },
         [&](const v1::JobEvent& event) {
           from.set_after_sequence(event.sequence());

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -37,7 +38,8 @@ struct EngineEvent {
   std::vector<TokenLogprob> logprobs;         // one per token, if asked for
   std::vector<TokenLogprob> prompt_logprobs;  // choice 0, as the prompt is scored
   FinishReason finish = FinishReason::kNone;
-  absl::Status status;  // why, for kError
+  std::optional<int32_t> stop_token;  // which one ended it, for kStop
+  absl::Status status;                // why, for kError
   int64_t cached_prompt_tokens = 0;
 };
 

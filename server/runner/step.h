@@ -31,11 +31,12 @@ struct SequenceInput {
   std::vector<int32_t> blocks;  // KV blocks of positions 0 .. position + tokens.size() - 1
   bool sample = false;          // choose the token after the last one
   SamplingParams sampling;
-  std::vector<int32_t> banned;   // token ids that may not be chosen now (min tokens: the stops)
-  std::vector<int32_t> history;  // prompt and output so far, only if a penalty needs it
-  int64_t history_prompt = 0;    // how many of `history` are the prompt
-  int32_t top_logprobs = -1;     // -1: no logprobs; n: the chosen one's and the n best
-  bool score_prompt = false;     // logprob of each of `tokens` given those before it
+  std::vector<int32_t> banned;      // token ids that may not be chosen now (min tokens: the stops)
+  std::vector<int32_t> history;     // prompt and output so far, only if a penalty needs it
+  int64_t history_prompt = 0;       // how many of `history` are the prompt
+  int32_t top_logprobs = -1;        // -1: no logprobs; n: the chosen one's and the n best
+  bool score_prompt = false;        // logprob of each of `tokens` given those before it
+  int32_t prompt_top_logprobs = 0;  // score_prompt: the n best beside each token
   std::optional<int32_t> score_next;  // score: the token after the last of this chunk, if known
 };
 

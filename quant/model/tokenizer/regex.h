@@ -1,5 +1,7 @@
 // The regular expressions of tokenizer.json, matched by PCRE2. They are written for Oniguruma, so
 // they are translated where the two mean different things, and refused where that is not built.
+// Properties such as \p{L} are those of PCRE2's Unicode version: 14 with PCRE2 10.42; the Python
+// package knows the letters of later versions too.
 #pragma once
 
 #include <memory>

@@ -1,0 +1,153 @@
+#include <ATen/ATen.h>
+#include <c10/core/InferenceMode.h>
+
+#include <algorithm>
+#include <memory>
+#include <utility>
+
+#include "quant/base/status_macros.h"
+#include "quant/base/torch_status.h"
+#include "quant/model/decoder/decoder.h"
+#include "server/runner/model_runner.h"
+#include "server/runner/sampling.h"
+
+namespace nibble {
+namespace {
+
+// Rows whose logits stand in memory at once.
+constexpr int64_t kLogitRows = 256;
+
+// One row of logits that a sequence needs, and what for.
+struct WantedRow {
+  int64_t row = 0;                // of the batch
+  size_t sequence = 0;            // index in the step
+  std::optional<int32_t> target;  // score this token
+  bool sample = false;
+};
+
+std::vector<WantedRow> WantedRows(const StepInputs& inputs) {
+  std::vector<WantedRow> wanted;
+  int64_t first = 0;
+  for (size_t s = 0; s < inputs.sequences.size(); ++s) {
+    const SequenceInput& sequence = inputs.sequences[s];
+    const int64_t length = static_cast<int64_t>(sequence.tokens.size());
+    for (int64_t i = 0; i + 1 < length && sequence.score_prompt; ++i) {
+      wanted.push_back({first + i, s, sequence.tokens[i + 1], false});
+    }
+    WantedRow last{first + length - 1, s, std::nullopt, sequence.sample};
+    if (sequence.score_prompt) last.target = sequence.score_next;
+    if (last.target || last.sample) wanted.push_back(last);
+    first += length;
+  }
+  return wanted;
+}
+
+Batch MakeBatch(const StepInputs& inputs) {
+  Batch batch;
+  for (const SequenceInput& sequence : inputs.sequences) {
+    batch.segments.push_back({.first_row = static_cast<int64_t>(batch.tokens.size()),
+                              .length = static_cast<int64_t>(sequence.tokens.size()),
+                              .position = sequence.position,
+                              .blocks = sequence.blocks});
+    batch.tokens.insert(batch.tokens.end(), sequence.tokens.begin(), sequence.tokens.end());
+  }
+  return batch;
+}
+
+int64_t FolderWeightBytes(const std::filesystem::path& folder) {
+  int64_t bytes = 0;
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
+    if (entry.path().extension() == ".safetensors") {
+      bytes += static_cast<int64_t>(entry.file_size(error));
+    }
+  }
+  return bytes;
+}
+
+class LocalRunner : public ModelRunner {
+ public:
+  LocalRunner(std::unique_ptr<Decoder> decoder, const LocalRunnerOptions& options,
+              int64_t weight_bytes)
+      : decoder_(std::move(decoder)), weight_bytes_(weight_bytes) {
+    const ModelConfig& config = decoder_->config();
+    const int64_t block_bytes = config.layers * 2 * options.block_size * config.kv_heads *
+                                config.head_dim * static_cast<int64_t>(sizeof(float));
+    const int64_t one_context = (config.context + options.block_size - 1) / options.block_size;
+    pool_.block_size = options.block_size;
+    pool_.blocks = static_cast<int32_t>(std::max(one_context, options.kv_bytes / block_bytes));
+    cache_ = decoder_->MakeCache(pool_.blocks, pool_.block_size);
+  }
+
+  KvPool kv_pool() const override { return pool_; }
+  int64_t context() const override { return decoder_->config().context; }
+  int32_t vocab_size() const override { return static_cast<int32_t>(decoder_->config().vocab); }
+  int64_t weight_bytes() const override { return weight_bytes_; }
+
+  absl::StatusOr<StepOutputs> Step(const StepInputs& inputs) override {
+    return CatchTorch([&]() -> absl::StatusOr<StepOutputs> {
+      const c10::InferenceMode inference;
+      const at::Tensor hidden = decoder_->Forward(MakeBatch(inputs), &cache_);
+      StepOutputs outputs;
+      for (const SequenceInput& sequence : inputs.sequences) {
+        outputs.sequences.emplace_back().sequence = sequence.sequence;
+      }
+      const std::vector<WantedRow> wanted = WantedRows(inputs);
+      const int64_t count = static_cast<int64_t>(wanted.size());
+      for (int64_t begin = 0; begin < count; begin += kLogitRows) {
+        const int64_t rows = std::min(kLogitRows, count - begin);
+        Answer(inputs, hidden, absl::MakeConstSpan(wanted).subspan(begin, rows), outputs);
+      }
+      return outputs;
+    });
+  }
+
+ private:
+  void Answer(const StepInputs& inputs, const at::Tensor& hidden,
+              absl::Span<const WantedRow> wanted, StepOutputs& outputs) const {
+    std::vector<int64_t> rows;
+    for (const WantedRow& row : wanted) rows.push_back(row.row);
+    const at::Tensor logits = decoder_->Logits(hidden, rows).contiguous();
+    const int64_t vocab = logits.size(1);
+    for (size_t i = 0; i < wanted.size(); ++i) {
+      const absl::Span<float> row(logits.data_ptr<float>() + static_cast<int64_t>(i) * vocab,
+                                  vocab);
+      const SequenceInput& input = inputs.sequences[wanted[i].sequence];
+      SequenceOutput& output = outputs.sequences[wanted[i].sequence];
+      if (wanted[i].target) {
+        output.prompt_logprobs.push_back(
+            Logprob(row, *wanted[i].target, std::max(input.prompt_top_logprobs, 0)));
+      }
+      if (wanted[i].sample) Sample(input, row, output);
+    }
+  }
+
+  static void Sample(const SequenceInput& input, absl::Span<float> logits, SequenceOutput& output) {
+    if (input.top_logprobs < 0) {
+      output.token = ChooseToken(input, logits);
+      return;
+    }
+    std::vector<float> raw(logits.begin(), logits.end());
+    output.token = ChooseToken(input, logits);
+    output.logprob = Logprob(raw, *output.token, input.top_logprobs);
+  }
+
+  const std::unique_ptr<Decoder> decoder_;
+  const int64_t weight_bytes_;
+  KvPool pool_;
+  std::vector<KvBlocks> cache_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<ModelRunner>> MakeLocalRunner(const std::filesystem::path& folder,
+                                                             const LocalRunnerOptions& options) {
+  return CatchTorch([&]() -> absl::StatusOr<std::unique_ptr<ModelRunner>> {
+    const c10::InferenceMode inference;
+    NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<Decoder> decoder,
+                            Decoder::Load(folder, options.compute));
+    return std::make_unique<LocalRunner>(std::move(decoder), options, FolderWeightBytes(folder));
+  });
+}
+
+}  // namespace nibble

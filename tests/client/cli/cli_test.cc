@@ -1,0 +1,284 @@
+#include "client/cli/cli.h"
+
+#include <gmock/gmock.h>
+#include <google/protobuf/text_format.h>
+#include <google/protobuf/util/message_differencer.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <sstream>
+
+#include "tests/client/cli/fake_server.h"
+
+namespace nibble {
+namespace {
+
+using ::google::protobuf::util::MessageDifferencer;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+struct Result {
+  int exit = -1;
+  std::string out;
+  std::string err;
+};
+
+class CliTest : public ::testing::Test {
+ protected:
+  Result Run(std::vector<std::string> arguments) {
+    arguments.insert(arguments.begin(), {"--server", server_.address()});
+    return RunAsIs(arguments);
+  }
+
+  static Result RunAsIs(const std::vector<std::string>& arguments) {
+    std::ostringstream out;
+    std::ostringstream err;
+    const int exit = RunCli(arguments, {.out = out, .err = err});
+    return {exit, out.str(), err.str()};
+  }
+
+  template <class Message>
+  static Message Parse(const std::string& text) {
+    Message message;
+    EXPECT_TRUE(google::protobuf::TextFormat::ParseFromString(text, &message)) << text;
+    return message;
+  }
+
+  FakeServer server_;
+};
+
+TEST_F(CliTest, SubmitFillsTheFieldsOfItsOptions) {
+  const Result result = Run({"jobs",
+                             "submit",
+                             "--model",
+                             "m",
+                             "--output",
+                             "o",
+                             "--weights",
+                             "e2m1",
+                             "--activations",
+                             "e4m3",
+                             "--group-size",
+                             "-1",
+                             "--scale",
+                             "m2",
+                             "--m2-rounding",
+                             "floor",
+                             "--method",
+                             "gptq",
+                             "--no-act-order",
+                             "--lorc-rank",
+                             "8",
+                             "--lorc-metric",
+                             "input",
+                             "--rotate",
+                             "--rotate-seed",
+                             "7",
+                             "--exclude",
+                             "*.0.*",
+                             "--exclude",
+                             "*down_proj",
+                             "--compute",
+                             "f32",
+                             "--corpus",
+                             "c.jsonl",
+                             "--corpus-range",
+                             "2:5",
+                             "--windows",
+                             "16",
+                             "--window",
+                             "512"});
+  EXPECT_EQ(result.exit, 0) << result.err;
+  const auto expected = Parse<v1::JobSpec>(R"pb(
+    model: "m"
+    output: "o"
+    weights: FORMAT_E2M1
+    activations: ACTIVATION_FORMAT_E4M3
+    group_size: -1
+    scale: SCALE_CONSTRAINT_M2
+    m2_rounding: M2_ROUNDING_FLOOR
+    method: METHOD_GPTQ
+    act_order: false
+    lorc_rank: 8
+    lorc_metric: LORC_METRIC_INPUT
+    rotate: true
+    rotate_seed: 7
+    exclude: "*.0.*"
+    exclude: "*down_proj"
+    compute: COMPUTE_F32
+    corpus { name: "c.jsonl" first_text: 2 last_text: 5 }
+    windows: 16
+    window: 512)pb");
+  const v1::JobSpec& spec = server_.quantization.submitted.spec();
+  EXPECT_TRUE(MessageDifferencer::Equals(spec, expected)) << spec.DebugString();
+}
+
+TEST_F(CliTest, SubmitLeavesDefaultsToTheServer) {
+  EXPECT_EQ(Run({"jobs", "submit", "--model", "m", "--output", "o", "--weights", "int8",
+                 "--weights-asymmetric", "--activations", "int8", "--activations-symmetric"})
+                .exit,
+            0);
+  const auto expected = Parse<v1::JobSpec>(R"pb(
+    model: "m"
+    output: "o"
+    weights: FORMAT_INT8
+    weights_asymmetric: true
+    activations: ACTIVATION_FORMAT_INT8
+    activations_symmetric: true)pb");
+  const v1::JobSpec& spec = server_.quantization.submitted.spec();
+  EXPECT_TRUE(MessageDifferencer::Equals(spec, expected)) << spec.DebugString();
+}
+
+TEST_F(CliTest, ARefusalIsOneSentenceAndExitStatusOne) {
+  server_.quantization.submit_status = {grpc::StatusCode::INVALID_ARGUMENT,
+                                        "group_size: found 0, expected 16"};
+  const Result result = Run({"jobs", "submit", "--model", "m", "--output", "o", "--weights", "none",
+                             "--activations", "none", "--group-size", "0"});
+  EXPECT_EQ(result.exit, 1);
+  EXPECT_EQ(result.out, "");
+  EXPECT_EQ(result.err, "nibble: group_size: found 0, expected 16 (INVALID_ARGUMENT)\n");
+}
+
+TEST_F(CliTest, BadWordsAreRefusedBeforeTheServerIsAsked) {
+  const Result format = Run({"jobs", "submit", "--model", "m", "--output", "o", "--weights", "fp3",
+                             "--activations", "none"});
+  EXPECT_EQ(format.exit, 1);
+  EXPECT_THAT(format.err, HasSubstr("fp3"));
+  for (const std::string range : {"3", "0:4", "2:", ":2", "1:x"}) {
+    const Result result =
+        Run({"evaluate", "perplexity", "--model", "m", "--corpus", "c", "--corpus-range", range});
+    EXPECT_EQ(result.exit, 1) << range;
+    EXPECT_THAT(result.err, HasSubstr("expected A:B")) << range;
+  }
+  EXPECT_EQ(server_.quantization.submitted.spec().model(), "");
+  EXPECT_EQ(server_.evaluation.asked.model(), "");
+}
+
+TEST_F(CliTest, WatchResumesAfterTheLastEventSeen) {
+  server_.quantization.watches = {
+      {{Parse<v1::JobEvent>("sequence: 1 state: JOB_STATE_QUEUED"),
+        Parse<v1::JobEvent>("sequence: 2 state: JOB_STATE_RUNNING")},
+       {grpc::StatusCode::UNAVAILABLE, "going away"}},
+      {{Parse<v1::JobEvent>("sequence: 3 state: JOB_STATE_SUCCEEDED summary {}")}, {}}};
+  const Result result = Run({"jobs", "watch", "job-1", "--json"});
+  EXPECT_EQ(result.exit, 0) << result.err;
+  ASSERT_EQ(server_.quantization.watched.size(), 2);
+  EXPECT_EQ(server_.quantization.watched[0].after_sequence(), 0);
+  EXPECT_EQ(server_.quantization.watched[1].after_sequence(), 2);
+  EXPECT_EQ(std::count(result.out.begin(), result.out.end(), '\n'), 3);
+  EXPECT_THAT(result.out, HasSubstr("\"sequence\":\"3\""));
+}
+
+TEST_F(CliTest, WaitFailsWithTheJobsReason) {
+  server_.quantization.watches = {
+      {{Parse<v1::JobEvent>("sequence: 1 state: JOB_STATE_FAILED failure { message: 'disk' }")},
+       {}}};
+  const Result failed = Run({"jobs", "submit", "--model", "m", "--output", "o", "--weights", "none",
+                             "--activations", "none", "--wait"});
+  EXPECT_EQ(failed.exit, 1);
+  EXPECT_EQ(failed.err, "nibble: job job-1 failed: disk\n");
+
+  server_.quantization.watches = {
+      {{Parse<v1::JobEvent>("sequence: 1 state: JOB_STATE_CANCELLED")}, {}}};
+  EXPECT_EQ(Run({"jobs", "watch", "job-1"}).exit, 1);
+}
+
+TEST_F(CliTest, ListReadsEveryPage) {
+  server_.quantization.pages[""] =
+      Parse<v1::ListJobsResponse>("jobs { id: 'second' } next_page_token: 'more'");
+  server_.quantization.pages["more"] = Parse<v1::ListJobsResponse>("jobs { id: 'first' }");
+  const Result table = Run({"jobs", "list"});
+  EXPECT_THAT(table.out, HasSubstr("second"));
+  EXPECT_THAT(table.out, HasSubstr("first"));
+  const Result json = Run({"jobs", "list", "--json"});
+  EXPECT_EQ(std::count(json.out.begin(), json.out.end(), '\n'), 2);
+  EXPECT_EQ(json.out, Run({"--json", "jobs", "list"}).out);
+}
+
+TEST_F(CliTest, GenerateStreamsTextAndKeepsFiguresOffStdout) {
+  server_.inference.answer.messages = {
+      Parse<v1::GenerateResponse>("text: 'half '"), Parse<v1::GenerateResponse>("text: 'a byte'"),
+      Parse<v1::GenerateResponse>("finish_reason: FINISH_REASON_STOP "
+                                  "usage { prompt_tokens: 5 completion_tokens: 4 } "
+                                  "timing { total_seconds: 2 time_to_first_token_seconds: 0.5 }")};
+  const Result result = Run({"generate", "--model", "m", "--chat", "--prompt", "what?",
+                             "--max-tokens", "9", "--temperature", "0", "--seed", "3"});
+  EXPECT_EQ(result.exit, 0) << result.err;
+  EXPECT_EQ(result.out, "half a byte\n");
+  EXPECT_EQ(result.err,
+            "5 prompt tokens, 4 generated, first after 0.50 s, then 2.0 tokens/s, finish STOP\n");
+  const auto expected = Parse<v1::GenerateRequest>(R"pb(
+    model: "m"
+    chat { messages { role: "user" content: "what?" } }
+    max_tokens: 9
+    sampling { temperature: 0 seed: 3 })pb");
+  EXPECT_TRUE(MessageDifferencer::Equals(server_.inference.asked, expected))
+      << server_.inference.asked.DebugString();
+}
+
+TEST_F(CliTest, EvaluationsLastJsonLineHoldsThePerplexity) {
+  server_.evaluation.answer.messages = {
+      Parse<v1::EvaluatePerplexityResponse>("windows_total: 2"),
+      Parse<v1::EvaluatePerplexityResponse>("windows_done: 2 perplexity: 12.5 done: true")};
+  const Result result = Run({"evaluate", "perplexity", "--model", "m", "--corpus", "c.jsonl",
+                             "--corpus-range", "1:3", "--window", "512", "--json"});
+  EXPECT_EQ(result.exit, 0) << result.err;
+  const std::string last = result.out.substr(result.out.find('\n') + 1);
+  EXPECT_THAT(last, HasSubstr("\"perplexity\":12.5"));
+  EXPECT_THAT(result.out.substr(0, result.out.find('\n')), Not(HasSubstr("\"perplexity\"")));
+  EXPECT_EQ(server_.evaluation.asked.corpus().last_text(), 3);
+  EXPECT_EQ(server_.evaluation.asked.window(), 512);
+}
+
+TEST_F(CliTest, AStreamThatEndsWithoutAResultIsAFailure) {
+  server_.evaluation.answer.messages = {Parse<v1::EvaluatePerplexityResponse>("windows_total: 2")};
+  const Result result = Run({"evaluate", "perplexity", "--model", "m", "--corpus", "c.txt"});
+  EXPECT_EQ(result.exit, 1);
+  EXPECT_THAT(result.err, HasSubstr("without a result"));
+}
+
+TEST_F(CliTest, AServerThatIsNotThereIsNamed) {
+  const Result result = RunAsIs({"jobs", "list", "--server", "127.0.0.1:1"});
+  EXPECT_EQ(result.exit, 1);
+  EXPECT_THAT(result.err, HasSubstr("127.0.0.1:1"));
+}
+
+TEST_F(CliTest, EveryCommandHasHelpWithExamples) {
+  const std::vector<std::vector<std::string>> commands = {{},
+                                                          {"jobs"},
+                                                          {"jobs", "submit"},
+                                                          {"jobs", "list"},
+                                                          {"jobs", "get"},
+                                                          {"jobs", "watch"},
+                                                          {"jobs", "cancel"},
+                                                          {"jobs", "delete"},
+                                                          {"models"},
+                                                          {"models", "list"},
+                                                          {"models", "get"},
+                                                          {"models", "load"},
+                                                          {"models", "unload"},
+                                                          {"models", "delete"},
+                                                          {"generate"},
+                                                          {"evaluate"},
+                                                          {"evaluate", "perplexity"},
+                                                          {"import"},
+                                                          {"import", "gguf"},
+                                                          {"import", "hf"}};
+  for (std::vector<std::string> command : commands) {
+    command.push_back("--help");
+    const Result result = RunAsIs(command);
+    EXPECT_EQ(result.exit, 0);
+    EXPECT_THAT(result.out, HasSubstr("examples:\n  nibble ")) << ::testing::PrintToString(command);
+  }
+}
+
+TEST_F(CliTest, ImportRefusesNamesThatArePaths) {
+  for (const std::string name : {"../up", "/root", ".hidden", "-x/y", ""}) {
+    const Result result = RunAsIs({"import", "hf", "folder", "--data-root", "root", "--", name});
+    EXPECT_EQ(result.exit, 1);
+    EXPECT_THAT(result.err, HasSubstr("NAME: found")) << name;
+  }
+}
+
+}  // namespace
+}  // namespace nibble
