@@ -10,7 +10,7 @@ include_guard()
 add_library(nibble_options INTERFACE)
 target_compile_features(nibble_options INTERFACE cxx_std_20)
 target_compile_options(nibble_options INTERFACE
-  $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Werror>
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Werror;-Wno-missing-field-initializers>
   $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20;--expt-relaxed-constexpr;--Werror=all-warnings;-Xcompiler=-Wall,-Wextra>)
 target_include_directories(nibble_options INTERFACE ${PROJECT_SOURCE_DIR})
 if(NIBBLE_SANITIZE)
