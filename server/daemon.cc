@@ -67,6 +67,8 @@ Daemon::Daemon(const Config& config, DataRootLock lock, std::unique_ptr<JobStore
       evaluation_(registry_, metrics_) {}
 
 Daemon::~Daemon() {
+  // First, so that the worker leaves its job while the calls end.
+  if (supervisor_ != nullptr) supervisor_->Stop();
   if (server_ != nullptr) {
     server_->GetHealthCheckService()->Shutdown();
     server_->Shutdown(std::chrono::system_clock::now() + kShutdownGrace);

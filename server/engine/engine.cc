@@ -63,19 +63,18 @@ class LoopEngine : public Engine {
     NIBBLE_RETURN_IF_ERROR(Check(spec));
     absl::MutexLock lock(&mutex_);
     const RequestId id = next_request_++;
-    for (int32_t choice = 0; choice < spec.n; ++choice) {
+    Request& request = requests_[id];
+    request.spec = std::move(spec);
+    request.callback = std::move(callback);
+    request.choices_left = request.spec.n;
+    for (int32_t choice = 0; choice < request.spec.n; ++choice) {
       Sequence sequence;
       sequence.id = next_sequence_++;
       sequence.request = id;
       sequence.choice = choice;
-      sequence.tokens = spec.prompt;
-      Enqueue(std::move(sequence), spec.priority);
+      sequence.tokens = request.spec.prompt;
+      Enqueue(std::move(sequence), request.spec.priority);
     }
-    const int32_t choices = spec.n;
-    Request& request = requests_[id];
-    request.spec = std::move(spec);
-    request.callback = std::move(callback);
-    request.choices_left = choices;
     ++changes_;
     return id;
   }

@@ -59,13 +59,15 @@ WorkerSupervisor::WorkerSupervisor(Options options, JobStore& store, JobNotifier
     : options_(std::move(options)), store_(store), notifier_(notifier), stop_(std::move(stop)) {}
 
 WorkerSupervisor::~WorkerSupervisor() {
-  {
-    absl::MutexLock lock(&mutex_);
-    stopping_ = true;
-    eventfd_write(stop_.get(), 1);
-    if (socket_.valid()) shutdown(socket_.get(), SHUT_WR);
-  }
+  Stop();
   if (thread_.joinable()) thread_.join();
+}
+
+void WorkerSupervisor::Stop() {
+  absl::MutexLock lock(&mutex_);
+  stopping_ = true;
+  eventfd_write(stop_.get(), 1);
+  if (socket_.valid()) shutdown(socket_.get(), SHUT_WR);
 }
 
 void WorkerSupervisor::WakeWorker() {

@@ -46,6 +46,8 @@ class WorkerSupervisor {
 
   // A job was submitted or cancelled.
   void WakeWorker();
+  // Asks the worker to leave its job and end; the destructor waits for it.
+  void Stop();
 
  private:
   WorkerSupervisor(Options options, JobStore& store, JobNotifier& notifier, FileDescriptor stop);

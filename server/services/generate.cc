@@ -145,7 +145,7 @@ class Generation : public StreamWriter<v1::GenerateResponse> {
     size_t waiting = 0;
     if (!choice.ended) {
       if (std::optional<v1::GenerateResponse> message = MakeMessage(event, choice)) {
-        waiting = Push(*std::move(message));
+        waiting = Send(*std::move(message));
       }
     }
     if (choices_left_ == 0) {
@@ -153,6 +153,14 @@ class Generation : public StreamWriter<v1::GenerateResponse> {
       return Flow::kContinue;
     }
     return waiting >= kMostWaiting ? Flow::kPause : Flow::kContinue;
+  }
+
+  // A choice's last message waits for the next, because the stream's last one carries the usage.
+  size_t Send(v1::GenerateResponse message) {
+    if (message.finish_reason() == v1::FINISH_REASON_UNSPECIFIED) return Push(std::move(message));
+    if (last_message_) Push(*std::move(last_message_));
+    last_message_ = std::move(message);
+    return 0;
   }
 
   void CountTokens(const EngineEvent& event) {
@@ -226,12 +234,14 @@ class Generation : public StreamWriter<v1::GenerateResponse> {
       aborted = aborted_;
     }
     if (aborted) status_ = absl::CancelledError("cancelled by the client");
-    if (status_.ok()) Push(LastMessage());
+    if (last_message_) {
+      if (status_.ok()) AddUsage(*last_message_);
+      Push(*std::move(last_message_));
+    }
     End(timer_.Done(ToGrpcStatus(status_)));
   }
 
-  v1::GenerateResponse LastMessage() const {
-    v1::GenerateResponse message;
+  void AddUsage(v1::GenerateResponse& message) const {
     int64_t completion = 0;
     for (const ChoiceText& choice : choices_) completion += choice.tokens;
     message.mutable_usage()->set_prompt_tokens(prompt_tokens_);
@@ -240,7 +250,6 @@ class Generation : public StreamWriter<v1::GenerateResponse> {
     message.mutable_timing()->set_time_to_first_token_seconds(
         absl::ToDoubleSeconds(first_token_.value_or(now) - began_));
     message.mutable_timing()->set_total_seconds(absl::ToDoubleSeconds(now - began_));
-    return message;
   }
 
   grpc::CallbackServerContext* const context_;
@@ -262,6 +271,7 @@ class Generation : public StreamWriter<v1::GenerateResponse> {
   std::optional<absl::Time> first_token_;
   absl::Time last_token_;
   absl::Status status_;
+  std::optional<v1::GenerateResponse> last_message_;
 };
 
 }  // namespace

@@ -19,28 +19,24 @@ class StreamWriter : public grpc::ServerWriteReactor<Response> {
  public:
   void OnWriteDone(bool ok) final {
     if (!ok) OnAbort();
-    bool drained = false;
     {
       absl::MutexLock lock(&mutex_);
       queue_.pop_front();
       if (!ok) queue_.clear();
       if (!queue_.empty()) {
         this->StartWrite(&queue_.front());
-      } else if (end_) {
-        this->Finish(*end_);
         return;
-      } else {
-        drained = true;
-        // Kept from ending under OnDrained.
-        draining_ = true;
       }
+      ++draining_;
     }
-    if (drained) {
-      OnDrained();
+    OnDrained();
+    std::optional<grpc::Status> end;
+    {
       absl::MutexLock lock(&mutex_);
-      draining_ = false;
-      if (end_ && queue_.empty()) this->Finish(*end_);
+      --draining_;
+      end = EndIfDone();
     }
+    if (end) this->Finish(*std::move(end));
   }
   void OnCancel() final { OnAbort(); }
   void OnDone() override { delete this; }
@@ -60,16 +56,26 @@ class StreamWriter : public grpc::ServerWriteReactor<Response> {
   }
   // The status goes out after the last message.
   void End(grpc::Status status) ABSL_LOCKS_EXCLUDED(mutex_) {
-    absl::MutexLock lock(&mutex_);
-    end_ = std::move(status);
-    if (queue_.empty() && !draining_) this->Finish(*end_);
+    std::optional<grpc::Status> end;
+    {
+      absl::MutexLock lock(&mutex_);
+      end_ = std::move(status);
+      end = EndIfDone();
+    }
+    if (end) this->Finish(*std::move(end));
   }
 
  private:
+  // The status, once nothing is left to do: Finish then runs unlocked, because it may delete this.
+  std::optional<grpc::Status> EndIfDone() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    if (!end_ || !queue_.empty() || draining_ > 0) return std::nullopt;
+    return std::exchange(end_, std::nullopt);
+  }
+
   absl::Mutex mutex_;
   std::deque<Response> queue_ ABSL_GUARDED_BY(mutex_);
   std::optional<grpc::Status> end_ ABSL_GUARDED_BY(mutex_);
-  bool draining_ ABSL_GUARDED_BY(mutex_) = false;
+  int draining_ ABSL_GUARDED_BY(mutex_) = 0;  // OnDrained calls under way
 };
 
 }  // namespace nibble

@@ -25,15 +25,19 @@ struct Seen {
 
 EngineCallback Record(Seen& seen, int choices = 1) {
   return [&seen, choices](const EngineEvent& event) {
-    absl::MutexLock lock(&seen.mutex);
-    auto& tokens = seen.tokens[event.choice];
-    tokens.insert(tokens.end(), event.tokens.begin(), event.tokens.end());
-    if (event.finish != FinishReason::kNone) {
-      EXPECT_FALSE(seen.finish.contains(event.choice)) << "a choice ended twice";
-      seen.finish[event.choice] = event.finish;
-      seen.status = event.status;
-      if (++seen.ends == choices) seen.ended.Notify();
+    bool last = false;
+    {
+      absl::MutexLock lock(&seen.mutex);
+      auto& tokens = seen.tokens[event.choice];
+      tokens.insert(tokens.end(), event.tokens.begin(), event.tokens.end());
+      if (event.finish != FinishReason::kNone) {
+        EXPECT_FALSE(seen.finish.contains(event.choice)) << "a choice ended twice";
+        seen.finish[event.choice] = event.finish;
+        seen.status = event.status;
+        last = ++seen.ends == choices;
+      }
     }
+    if (last) seen.ended.Notify();
     return Flow::kContinue;
   };
 }
