@@ -48,7 +48,7 @@ std::string StreamDecoder::Push(std::string_view bytes) {
 }
 
 std::string StreamDecoder::Finish() {
-  const std::string last = ReplaceInvalidUtf8(pending_);
+  std::string last = ReplaceInvalidUtf8(pending_);
   pending_.clear();
   return last;
 }

@@ -59,7 +59,7 @@ class SupervisorTest : public testing::Test {
     request.spec = "s";
     request.model = "m";
     request.output = "out";
-    const std::string id = store_->Submit(request).value().job.id;
+    std::string id = store_->Submit(request).value().job.id;
     Watch(id);
     return id;
   }

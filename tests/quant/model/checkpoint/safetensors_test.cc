@@ -301,7 +301,7 @@ TEST(WidenTest, ViewsOfAnyLengthAndAlignment) {
         uint16_t code;
         std::memcpy(&code, view.bytes.data() + 2 * i, 2);
         const float expected = dtype == DType::kF16 ? HalfToFloat(code) : BFloat16ToFloat(code);
-        EXPECT_EQ(std::memcmp(&out[i], &expected, 4), 0) << code;
+        EXPECT_EQ(std::bit_cast<uint32_t>(out[i]), std::bit_cast<uint32_t>(expected)) << code;
       }
     }
   }
