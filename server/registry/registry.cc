@@ -31,7 +31,7 @@ absl::StatusOr<ModelHandle> Registry::Acquire(const std::string& name,
     absl::MutexLock lock(&mutex_);
     key = KeyFor(name, compute);
     Entry& entry = entries_[key];
-    const auto settled = [&entry] { return !entry.loading; };
+    const auto settled = [&entry] { return !entry.loading && !entry.unloading; };
     mutex_.Await(absl::Condition(&settled));
     if (ModelHandle handle = entry.used.lock(); handle != nullptr) {
       if (keep == Keep::kStay) entry.kept = handle;
@@ -39,7 +39,8 @@ absl::StatusOr<ModelHandle> Registry::Acquire(const std::string& name,
     }
     entry.loading = true;
   }
-  absl::StatusOr<ModelHandle> loaded = Load(key.first, key.second);
+  const auto ended = std::make_shared<absl::Notification>();
+  absl::StatusOr<ModelHandle> loaded = Load(key.first, key.second, ended);
   absl::MutexLock lock(&mutex_);
   Entry& entry = entries_[key];
   entry.loading = false;
@@ -47,11 +48,13 @@ absl::StatusOr<ModelHandle> Registry::Acquire(const std::string& name,
   if (!loaded.ok()) return loaded.status();
   entry.loaded_at = absl::Now();
   entry.used = *loaded;
+  entry.ended = ended;
   if (keep == Keep::kStay) entry.kept = *loaded;
   return loaded;
 }
 
-absl::StatusOr<ModelHandle> Registry::Load(const std::string& name, Compute compute) {
+absl::StatusOr<ModelHandle> Registry::Load(const std::string& name, Compute compute,
+                                           std::shared_ptr<absl::Notification> ended) {
   NIBBLE_ASSIGN_OR_RETURN(const std::filesystem::path folder,
                           FindModel(options_.root, "model", name));
   auto model = std::make_unique<LoadedModel>();
@@ -65,20 +68,32 @@ absl::StatusOr<ModelHandle> Registry::Load(const std::string& name, Compute comp
   NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<ModelRunner> runner,
                           options_.make_runner(folder, runner_options));
   model->engine = Engine::Create(std::move(runner), {});
-  return ModelHandle(model.release(),
-                     [this](const LoadedModel* ended) { reaper_.Run([ended] { delete ended; }); });
+  return ModelHandle(model.release(), [this, ended](const LoadedModel* last) {
+    reaper_.Run([last, ended] {
+      delete last;
+      ended->Notify();
+    });
+  });
 }
 
 absl::Status Registry::Unload(const std::string& name) {
   NIBBLE_RETURN_IF_ERROR(FindModel(options_.root, "name", name).status());
   std::vector<ModelHandle> released;
+  std::vector<std::shared_ptr<absl::Notification>> ends;
+  {
+    absl::MutexLock lock(&mutex_);
+    for (auto& [key, entry] : entries_) {
+      if (key.first != name || entry.kept == nullptr) continue;
+      released.push_back(std::move(entry.kept));
+      ends.push_back(entry.ended);
+      entry.unloading = true;
+    }
+  }
+  released.clear();
+  for (const auto& ended : ends) ended->WaitForNotification();
   absl::MutexLock lock(&mutex_);
   for (auto& [key, entry] : entries_) {
-    if (key.first == name && entry.kept != nullptr) released.push_back(std::move(entry.kept));
-  }
-  if (released.empty()) {
-    return FieldError(absl::StatusCode::kFailedPrecondition, "name", name,
-                      "a model that is loaded");
+    if (key.first == name) entry.unloading = false;
   }
   return absl::OkStatus();
 }
@@ -111,7 +126,7 @@ ModelStatus Registry::StatusOf(const std::string& name) const {
     if (entry.loading) {
       status.state = ModelState::kLoading;
     } else if (handle != nullptr) {
-      status.state = entry.kept != nullptr ? ModelState::kLoaded : ModelState::kUnloading;
+      status.state = entry.unloading ? ModelState::kUnloading : ModelState::kLoaded;
       status.loaded_at = entry.loaded_at;
       status.compute = key.second;
       status.memory_bytes += handle->engine->runner().weight_bytes();

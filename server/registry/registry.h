@@ -12,6 +12,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/synchronization/notification.h"
 #include "absl/time/time.h"
 #include "quant/base/compute.h"
 #include "quant/model/tokenizer/tokenizer.h"
@@ -67,11 +68,13 @@ class Registry {
   ~Registry();
 
   const DataRoot& root() const { return options_.root; }
-  // Loads the model if it is not; blocks meanwhile. `compute` absent: whatever is loaded, else
-  // bf16. NOT_FOUND, INVALID_ARGUMENT for a bad name, or what loading says.
+  // Loads the model if it is not; blocks meanwhile, and while it is unloaded. `compute` absent:
+  // whatever is loaded, else bf16. NOT_FOUND, INVALID_ARGUMENT for a bad name, or what loading
+  // says.
   absl::StatusOr<ModelHandle> Acquire(const std::string& name, std::optional<Compute> compute,
                                       Keep keep) ABSL_LOCKS_EXCLUDED(mutex_);
-  // FAILED_PRECONDITION when it is not loaded. Requests in flight end by themselves.
+  // No new requests; returns when those in flight have ended and the memory is free. A model that
+  // is not loaded is left as it is.
   absl::Status Unload(const std::string& name) ABSL_LOCKS_EXCLUDED(mutex_);
   // FAILED_PRECONDITION while it is loaded.
   absl::Status Delete(const std::string& name) ABSL_LOCKS_EXCLUDED(mutex_);
@@ -84,11 +87,14 @@ class Registry {
     ModelHandle kept;
     std::weak_ptr<const LoadedModel> used;
     bool loading = false;
+    bool unloading = false;  // waits for `ended`
     absl::Status failure;
     absl::Time loaded_at;
+    std::shared_ptr<absl::Notification> ended;  // of the last that was loaded
   };
 
-  absl::StatusOr<ModelHandle> Load(const std::string& name, Compute compute);
+  absl::StatusOr<ModelHandle> Load(const std::string& name, Compute compute,
+                                   std::shared_ptr<absl::Notification> ended);
   Key KeyFor(const std::string& name, std::optional<Compute> compute) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 

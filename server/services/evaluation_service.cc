@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <optional>
 #include <utility>
 
 #include "absl/time/clock.h"
@@ -31,13 +32,17 @@ class Evaluation : public StreamWriter<v1::EvaluatePerplexityResponse> {
 
   void Begin() {
     absl::Status status = Prepare();
-    absl::MutexLock lock(&mutex_);
-    if (status.ok()) {
-      Push(Message());
-      status = SubmitMore();
+    {
+      absl::MutexLock lock(&mutex_);
+      if (status.ok()) {
+        Push(Message());
+        status = SubmitMore();
+      }
+      if (!status.ok() && status_.ok()) status_ = status;
+      if (status_.ok() || !in_flight_.empty()) return;
+      status = status_;
     }
-    if (!status.ok() && status_.ok()) status_ = status;
-    if (!status_.ok() && in_flight_.empty()) Conclude();
+    Conclude(status);
   }
 
  protected:
@@ -50,6 +55,10 @@ class Evaluation : public StreamWriter<v1::EvaluatePerplexityResponse> {
  private:
   absl::Status Prepare() {
     const v1::CorpusRef& ref = request_.corpus();
+    if (request_.version() != 0 && request_.version() != 1) {
+      return FieldError(absl::StatusCode::kNotFound, "version", StrCat(request_.version()),
+                        "0 or 1");
+    }
     NIBBLE_ASSIGN_OR_RETURN(const std::filesystem::path corpus,
                             FindCorpus(registry_.root(), "corpus.name", ref.name()));
     if (request_.has_windows() && request_.windows() < 1) {
@@ -90,12 +99,18 @@ class Evaluation : public StreamWriter<v1::EvaluatePerplexityResponse> {
 
   // On the engine's thread.
   Flow OnEvent(size_t window, const EngineEvent& event) {
+    if (const std::optional<absl::Status> end = Take(window, event)) Conclude(*end);
+    return Flow::kContinue;
+  }
+
+  // How the evaluation ends, once nothing more is in flight.
+  std::optional<absl::Status> Take(size_t window, const EngineEvent& event) {
     absl::MutexLock lock(&mutex_);
     for (const TokenLogprob& logprob : event.prompt_logprobs) {
       negative_log_likelihood_ -= logprob.logprob;
       ++tokens_;
     }
-    if (event.finish == FinishReason::kNone) return Flow::kContinue;
+    if (event.finish == FinishReason::kNone) return std::nullopt;
     in_flight_.erase(window);
     if (event.finish == FinishReason::kError && status_.ok()) status_ = event.status;
     if (status_.ok()) {
@@ -104,8 +119,7 @@ class Evaluation : public StreamWriter<v1::EvaluatePerplexityResponse> {
       Push(Message());
       if (const absl::Status status = SubmitMore(); !status.ok()) status_ = status;
     }
-    if (in_flight_.empty()) Conclude();
-    return Flow::kContinue;
+    return in_flight_.empty() ? std::optional(status_) : std::nullopt;
   }
 
   v1::EvaluatePerplexityResponse Message() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
@@ -124,10 +138,8 @@ class Evaluation : public StreamWriter<v1::EvaluatePerplexityResponse> {
     return message;
   }
 
-  void Conclude() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    if (std::exchange(concluded_, true)) return;
-    End(timer_.Done(ToGrpcStatus(status_)));
-  }
+  // The last thing: this may be gone afterwards.
+  void Conclude(const absl::Status& status) { End(timer_.Done(ToGrpcStatus(status))); }
 
   const v1::EvaluatePerplexityRequest request_;
   Registry& registry_;
@@ -144,7 +156,6 @@ class Evaluation : public StreamWriter<v1::EvaluatePerplexityResponse> {
   int64_t tokens_ ABSL_GUARDED_BY(mutex_) = 0;
   double negative_log_likelihood_ ABSL_GUARDED_BY(mutex_) = 0;
   absl::Status status_ ABSL_GUARDED_BY(mutex_);
-  bool concluded_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
 }  // namespace

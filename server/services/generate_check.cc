@@ -10,6 +10,10 @@ namespace {
 
 constexpr int kMostChoices = 64;
 constexpr int kMostStops = 16;
+constexpr size_t kLongestStop = 256;
+constexpr int kMostStopTokens = 64;
+constexpr int kMostBiases = 1024;
+constexpr size_t kLongestRequestId = 128;
 constexpr int kMostLogprobs = 20;
 
 template <class Found>
@@ -20,8 +24,8 @@ absl::Status Require(bool good, std::string_view field, const Found& found,
 }
 
 absl::Status CheckSampling(const v1::Sampling& s) {
-  NIBBLE_RETURN_IF_ERROR(Require(std::isfinite(s.temperature()) && s.temperature() >= 0,
-                                 "sampling.temperature", s.temperature(), "0 or more, finite"));
+  NIBBLE_RETURN_IF_ERROR(Require(s.temperature() >= 0 && s.temperature() <= 100,
+                                 "sampling.temperature", s.temperature(), "0 to 100"));
   NIBBLE_RETURN_IF_ERROR(Require(s.top_k() >= 0, "sampling.top_k", s.top_k(), "0 or more"));
   NIBBLE_RETURN_IF_ERROR(Require(!s.has_top_p() || (s.top_p() > 0 && s.top_p() <= 1),
                                  "sampling.top_p", s.top_p(), "over 0, at most 1"));
@@ -31,13 +35,15 @@ absl::Status CheckSampling(const v1::Sampling& s) {
       Require(!s.has_repetition_penalty() ||
                   (std::isfinite(s.repetition_penalty()) && s.repetition_penalty() > 0),
               "sampling.repetition_penalty", s.repetition_penalty(), "over 0, finite"));
-  NIBBLE_RETURN_IF_ERROR(Require(std::isfinite(s.presence_penalty()), "sampling.presence_penalty",
-                                 s.presence_penalty(), "a finite number"));
-  NIBBLE_RETURN_IF_ERROR(Require(std::isfinite(s.frequency_penalty()), "sampling.frequency_penalty",
-                                 s.frequency_penalty(), "a finite number"));
+  NIBBLE_RETURN_IF_ERROR(Require(std::abs(s.presence_penalty()) <= 2, "sampling.presence_penalty",
+                                 s.presence_penalty(), "-2 to 2"));
+  NIBBLE_RETURN_IF_ERROR(Require(std::abs(s.frequency_penalty()) <= 2, "sampling.frequency_penalty",
+                                 s.frequency_penalty(), "-2 to 2"));
+  NIBBLE_RETURN_IF_ERROR(Require(s.logit_bias_size() <= kMostBiases, "sampling.logit_bias",
+                                 s.logit_bias_size(), StrCat("at most ", kMostBiases, " tokens")));
   for (const auto& [token, bias] : s.logit_bias()) {
     NIBBLE_RETURN_IF_ERROR(
-        Require(std::isfinite(bias), "sampling.logit_bias", bias, "a finite number"));
+        Require(std::abs(bias) <= 100, "sampling.logit_bias", bias, "-100 to 100"));
   }
   return absl::OkStatus();
 }
@@ -50,20 +56,31 @@ absl::Status CheckGenerate(const v1::GenerateRequest& request) {
                       "none: grammars are not served by this version");
   }
   NIBBLE_RETURN_IF_ERROR(CheckSampling(request.sampling()));
-  NIBBLE_RETURN_IF_ERROR(Require(request.version() == 0 || request.version() == 1, "version",
-                                 request.version(), "0 or 1"));
+  if (request.version() != 0 && request.version() != 1) {
+    return FieldError(absl::StatusCode::kNotFound, "version", StrCat(request.version()), "0 or 1");
+  }
+  NIBBLE_RETURN_IF_ERROR(Require(request.request_id().size() <= kLongestRequestId, "request_id",
+                                 StrCat(request.request_id().size(), " bytes"),
+                                 StrCat("at most ", kLongestRequestId)));
   NIBBLE_RETURN_IF_ERROR(
       Require(!request.has_n() || (request.n() >= 1 && request.n() <= kMostChoices), "n",
               request.n(), StrCat("1 to ", kMostChoices)));
   NIBBLE_RETURN_IF_ERROR(Require(!request.has_max_tokens() || request.max_tokens() >= 0,
                                  "max_tokens", request.max_tokens(), "0 or more"));
   NIBBLE_RETURN_IF_ERROR(
-      Require(request.min_tokens() >= 0, "min_tokens", request.min_tokens(), "0 or more"));
+      Require(request.min_tokens() >= 0 &&
+                  (!request.has_max_tokens() || request.min_tokens() <= request.max_tokens()),
+              "min_tokens", request.min_tokens(), "0 to max_tokens"));
   NIBBLE_RETURN_IF_ERROR(Require(request.stop_size() <= kMostStops, "stop", request.stop_size(),
                                  StrCat("at most ", kMostStops, " strings")));
   for (const std::string& stop : request.stop()) {
-    NIBBLE_RETURN_IF_ERROR(Require(!stop.empty(), "stop", "\"\"", "strings that are not empty"));
+    NIBBLE_RETURN_IF_ERROR(Require(!stop.empty() && stop.size() <= kLongestStop, "stop",
+                                   StrCat("one of ", stop.size(), " bytes"),
+                                   StrCat("strings of 1 to ", kLongestStop, " bytes")));
   }
+  NIBBLE_RETURN_IF_ERROR(Require(request.stop_token_ids_size() <= kMostStopTokens, "stop_token_ids",
+                                 request.stop_token_ids_size(),
+                                 StrCat("at most ", kMostStopTokens)));
   const auto logprobs = [](int32_t n) { return n >= 0 && n <= kMostLogprobs; };
   NIBBLE_RETURN_IF_ERROR(Require(logprobs(request.logprobs()), "logprobs", request.logprobs(),
                                  StrCat("0 to ", kMostLogprobs)));

@@ -64,12 +64,13 @@ absl::StatusOr<std::optional<Compute>> CheckLoad(const v1::LoadOptions& options)
 ModelService::ModelService(Registry& registry, Metrics& metrics)
     : registry_(registry), metrics_(metrics) {}
 
-grpc::ServerUnaryReactor* ModelService::Answer(grpc::CallbackServerContext* context,
+grpc::ServerUnaryReactor* ModelService::Answer(TaskThread& thread,
+                                               grpc::CallbackServerContext* context,
                                                const char* method,
                                                std::function<absl::Status()> work) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   auto timer = std::make_shared<RpcTimer>(metrics_, method);
-  tasks_.Run([reactor, timer, work = std::move(work)] {
+  thread.Run([reactor, timer, work = std::move(work)] {
     reactor->Finish(timer->Done(ToGrpcStatus(work())));
   });
   return reactor;
@@ -111,13 +112,13 @@ absl::Status ModelService::List(const v1::ListModelsRequest& request,
 grpc::ServerUnaryReactor* ModelService::ListModels(grpc::CallbackServerContext* context,
                                                    const v1::ListModelsRequest* request,
                                                    v1::ListModelsResponse* response) {
-  return Answer(context, "ListModels", [=, this] { return List(*request, *response); });
+  return Answer(reads_, context, "ListModels", [=, this] { return List(*request, *response); });
 }
 
 grpc::ServerUnaryReactor* ModelService::GetModel(grpc::CallbackServerContext* context,
                                                  const v1::GetModelRequest* request,
                                                  v1::Model* response) {
-  return Answer(context, "GetModel", [=, this]() -> absl::Status {
+  return Answer(reads_, context, "GetModel", [=, this]() -> absl::Status {
     NIBBLE_RETURN_IF_ERROR(CheckVersion(request->version()));
     return Get(request->name(), *response);
   });
@@ -126,7 +127,7 @@ grpc::ServerUnaryReactor* ModelService::GetModel(grpc::CallbackServerContext* co
 grpc::ServerUnaryReactor* ModelService::LoadModel(grpc::CallbackServerContext* context,
                                                   const v1::LoadModelRequest* request,
                                                   v1::Model* response) {
-  return Answer(context, "LoadModel", [=, this]() -> absl::Status {
+  return Answer(changes_, context, "LoadModel", [=, this]() -> absl::Status {
     NIBBLE_RETURN_IF_ERROR(CheckVersion(request->version()));
     NIBBLE_ASSIGN_OR_RETURN(const std::optional<Compute> compute, CheckLoad(request->options()));
     NIBBLE_RETURN_IF_ERROR(registry_.Acquire(request->name(), compute, Keep::kStay).status());
@@ -137,7 +138,7 @@ grpc::ServerUnaryReactor* ModelService::LoadModel(grpc::CallbackServerContext* c
 grpc::ServerUnaryReactor* ModelService::UnloadModel(grpc::CallbackServerContext* context,
                                                     const v1::UnloadModelRequest* request,
                                                     v1::Model* response) {
-  return Answer(context, "UnloadModel", [=, this]() -> absl::Status {
+  return Answer(changes_, context, "UnloadModel", [=, this]() -> absl::Status {
     NIBBLE_RETURN_IF_ERROR(CheckVersion(request->version()));
     if (request->force()) {
       return FieldError(absl::StatusCode::kUnimplemented, "force", "true",
@@ -151,7 +152,7 @@ grpc::ServerUnaryReactor* ModelService::UnloadModel(grpc::CallbackServerContext*
 grpc::ServerUnaryReactor* ModelService::DeleteModel(grpc::CallbackServerContext* context,
                                                     const v1::DeleteModelRequest* request,
                                                     v1::DeleteModelResponse*) {
-  return Answer(context, "DeleteModel", [=, this]() -> absl::Status {
+  return Answer(changes_, context, "DeleteModel", [=, this]() -> absl::Status {
     NIBBLE_RETURN_IF_ERROR(CheckVersion(request->version()));
     return registry_.Delete(request->name());
   });

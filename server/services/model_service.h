@@ -31,15 +31,16 @@ class ModelService : public v1::ModelService::CallbackService {
                                         v1::DeleteModelResponse* response) override;
 
  private:
-  // Answers on the task thread: folders are read and models loaded.
-  grpc::ServerUnaryReactor* Answer(grpc::CallbackServerContext* context, const char* method,
-                                   std::function<absl::Status()> work);
+  // Answers on `thread`: folders are read and models loaded.
+  grpc::ServerUnaryReactor* Answer(TaskThread& thread, grpc::CallbackServerContext* context,
+                                   const char* method, std::function<absl::Status()> work);
   absl::Status List(const v1::ListModelsRequest& request, v1::ListModelsResponse& response);
   absl::Status Get(const std::string& name, v1::Model& response);
 
   Registry& registry_;
   Metrics& metrics_;
-  TaskThread tasks_;
+  TaskThread reads_;
+  TaskThread changes_;  // loading may take minutes
 };
 
 }  // namespace nibble

@@ -1,0 +1,452 @@
+// The built nibbled as a server of tokens and evaluations, driven over gRPC as a client does.
+#include <gmock/gmock.h>
+#include <grpcpp/create_channel.h>
+#include <grpcpp/security/credentials.h>
+#include <gtest/gtest.h>
+#include <netdb.h>
+#include <signal.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <fstream>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "nibble/v1/evaluation.grpc.pb.h"
+#include "nibble/v1/inference.grpc.pb.h"
+#include "nibble/v1/model.grpc.pb.h"
+#include "tests/fixtures/tiny_llama.h"
+#include "tests/integration/daemon_process.h"
+#include "tests/server/temp_folder.h"
+
+namespace nibble {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr int kContext = 2048;
+
+// The page at "127.0.0.1:port".
+std::string Scrape(const std::string& address) {
+  const size_t colon = address.rfind(':');
+  addrinfo hints{};
+  hints.ai_socktype = SOCK_STREAM;
+  addrinfo* found = nullptr;
+  if (getaddrinfo(address.substr(0, colon).c_str(), address.substr(colon + 1).c_str(), &hints,
+                  &found) != 0) {
+    return {};
+  }
+  const int fd = socket(found->ai_family, found->ai_socktype, 0);
+  std::string page;
+  if (connect(fd, found->ai_addr, found->ai_addrlen) == 0) {
+    const std::string request = "GET /metrics HTTP/1.0\r\nConnection: close\r\n\r\n";
+    send(fd, request.data(), request.size(), MSG_NOSIGNAL);
+    char bytes[4096];
+    for (ssize_t count = 0; (count = recv(fd, bytes, sizeof(bytes), 0)) > 0;) {
+      page.append(bytes, static_cast<size_t>(count));
+    }
+  }
+  close(fd);
+  freeaddrinfo(found);
+  return page;
+}
+
+bool IsWholeUtf8(const std::string& text) {
+  size_t follow = 0;
+  for (const char c : text) {
+    const auto byte = static_cast<uint8_t>(c);
+    if ((byte & 0xc0) == 0x80) {
+      if (follow-- == 0) return false;
+    } else {
+      if (follow != 0) return false;
+      follow = byte < 0x80 ? 0 : byte >= 0xf0 ? 3 : byte >= 0xe0 ? 2 : 1;
+    }
+  }
+  return follow == 0;
+}
+
+struct Answer {
+  grpc::Status status;
+  std::vector<v1::GenerateResponse> messages;
+
+  std::string text(int choice = 0) const {
+    std::string all;
+    for (const auto& message : messages) {
+      if (message.index() == choice) all += message.text();
+    }
+    return all;
+  }
+  std::vector<int32_t> tokens(int choice = 0) const {
+    std::vector<int32_t> all;
+    for (const auto& message : messages) {
+      if (message.index() != choice) continue;
+      all.insert(all.end(), message.token_ids().begin(), message.token_ids().end());
+    }
+    return all;
+  }
+  v1::FinishReason finish(int choice = 0) const {
+    v1::FinishReason reason = v1::FINISH_REASON_UNSPECIFIED;
+    for (const auto& message : messages) {
+      if (message.index() == choice && message.finish_reason() != 0) {
+        reason = message.finish_reason();
+      }
+    }
+    return reason;
+  }
+};
+
+class ServingTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    const std::filesystem::path root = folder_.path();
+    ASSERT_TRUE(
+        WriteTinyLlama({.hidden = 32, .layers = 2, .context = kContext}, root / "models" / "tiny")
+            .ok());
+    std::filesystem::create_directories(root / "corpora");
+    std::ofstream corpus(root / "corpora" / "text.txt");
+    for (int i = 0; i < 6000; ++i) corpus << static_cast<char>('a' + i * i % 26);
+    std::ofstream lines(root / "corpora" / "texts.jsonl");
+    for (int i = 0; i < 3; ++i) lines << R"({"text": ")" << std::string(100, 'x') << "\"}\n";
+    corpus.close();
+    lines.close();
+    daemon_ = std::make_unique<DaemonProcess>(NIBBLED_PATH, root);
+    ASSERT_NE(daemon_->grpc_address(), "");
+    channel_ = grpc::CreateChannel(daemon_->grpc_address(), grpc::InsecureChannelCredentials());
+    inference_ = v1::InferenceService::NewStub(channel_);
+    evaluation_ = v1::EvaluationService::NewStub(channel_);
+    models_ = v1::ModelService::NewStub(channel_);
+  }
+
+  static v1::GenerateRequest Request(const std::string& text, int max_tokens) {
+    v1::GenerateRequest request;
+    request.set_model("tiny");
+    request.set_text(text);
+    request.set_max_tokens(max_tokens);
+    request.set_ignore_eos(true);
+    return request;
+  }
+  Answer Generate(const v1::GenerateRequest& request) {
+    grpc::ClientContext context;
+    const auto reader = inference_->Generate(&context, request);
+    Answer answer;
+    for (v1::GenerateResponse message; reader->Read(&message);) answer.messages.push_back(message);
+    answer.status = reader->Finish();
+    return answer;
+  }
+  void ExpectRefused(const v1::GenerateRequest& request, grpc::StatusCode code,
+                     const std::string& words) {
+    const Answer answer = Generate(request);
+    EXPECT_EQ(answer.status.error_code(), code) << answer.status.error_message();
+    EXPECT_THAT(answer.status.error_message(), HasSubstr(words));
+  }
+  static v1::EvaluatePerplexityRequest Evaluation(const std::string& corpus, int window) {
+    v1::EvaluatePerplexityRequest request;
+    request.set_model("tiny");
+    request.mutable_corpus()->set_name(corpus);
+    request.set_window(window);
+    return request;
+  }
+  grpc::Status Evaluate(const v1::EvaluatePerplexityRequest& request,
+                        std::vector<v1::EvaluatePerplexityResponse>& messages) {
+    grpc::ClientContext context;
+    const auto reader = evaluation_->EvaluatePerplexity(&context, request);
+    for (v1::EvaluatePerplexityResponse message; reader->Read(&message);) {
+      messages.push_back(message);
+    }
+    return reader->Finish();
+  }
+  // Scrapes until the page says so; the test's own time limit ends a wait in vain.
+  void AwaitMetric(const std::string& line) {
+    while (Scrape(daemon_->metrics_address()).find(line) == std::string::npos) {
+      std::this_thread::yield();
+    }
+  }
+
+  TempFolder folder_;
+  std::unique_ptr<DaemonProcess> daemon_;
+  std::shared_ptr<grpc::Channel> channel_;
+  std::unique_ptr<v1::InferenceService::Stub> inference_;
+  std::unique_ptr<v1::EvaluationService::Stub> evaluation_;
+  std::unique_ptr<v1::ModelService::Stub> models_;
+};
+
+TEST_F(ServingTest, GreedyTokensAreTheSameTwiceAndTheLastMessageHasTheUsage) {
+  const Answer first = Generate(Request("some text", 40));
+  ASSERT_TRUE(first.status.ok()) << first.status.error_message();
+  EXPECT_EQ(first.tokens().size(), 40u);
+  EXPECT_EQ(Generate(Request("some text", 40)).tokens(), first.tokens());
+  EXPECT_EQ(first.messages.front().start().version(), 1);
+  const v1::GenerateResponse& last = first.messages.back();
+  EXPECT_EQ(last.finish_reason(), v1::FINISH_REASON_LENGTH);
+  EXPECT_EQ(last.usage().prompt_tokens(), 9);
+  EXPECT_EQ(last.usage().completion_tokens(), 40);
+  EXPECT_GT(last.timing().total_seconds(), 0);
+  for (const auto& message : first.messages) EXPECT_TRUE(IsWholeUtf8(message.text()));
+}
+
+TEST_F(ServingTest, ASeedDecidesTheTokensAndStreamsGetTheirOwn) {
+  std::vector<v1::GenerateRequest> requests;
+  for (int i = 0; i < 6; ++i) {
+    requests.push_back(Request(std::string(static_cast<size_t>(i * 7 + 1), 'p'), 30));
+    requests.back().mutable_sampling()->set_temperature(1.5f);
+    requests.back().mutable_sampling()->set_seed(static_cast<uint64_t>(i));
+    if (i == 5) requests.back().set_n(2);
+  }
+  std::vector<Answer> alone;
+  for (const auto& request : requests) alone.push_back(Generate(request));
+  EXPECT_NE(alone[5].tokens(0), alone[5].tokens(1));
+  EXPECT_EQ(alone[5].messages.back().usage().completion_tokens(), 60);
+
+  std::vector<Answer> together(requests.size());
+  std::vector<std::thread> threads;
+  for (size_t i = 0; i < requests.size(); ++i) {
+    threads.emplace_back([&, i] { together[i] = Generate(requests[i]); });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (size_t i = 0; i < requests.size(); ++i) {
+    EXPECT_TRUE(together[i].status.ok());
+    EXPECT_EQ(together[i].tokens(), alone[i].tokens()) << "request " << i;
+  }
+}
+
+TEST_F(ServingTest, AStopStringEndsTheTextBeforeIt) {
+  const Answer whole = Generate(Request("stop here", 60));
+  const std::string text = whole.text();
+  ASSERT_GT(text.size(), 20u);
+  v1::GenerateRequest request = Request("stop here", 60);
+  const std::string stop = text.substr(text.size() / 2, 3);
+  request.add_stop(stop);
+  const Answer stopped = Generate(request);
+  ASSERT_TRUE(stopped.status.ok());
+  EXPECT_EQ(stopped.text(), text.substr(0, text.find(stop)));
+  EXPECT_EQ(stopped.finish(), v1::FINISH_REASON_STOP);
+  EXPECT_EQ(stopped.messages.back().matched_stop(), stop);
+  EXPECT_LT(stopped.tokens().size(), 60u);
+}
+
+TEST_F(ServingTest, AStopTokenEndsTheChoiceUnsent) {
+  const std::vector<int32_t> tokens = Generate(Request("token", 30)).tokens();
+  v1::GenerateRequest request = Request("token", 30);
+  request.add_stop_token_ids(tokens[12]);
+  const Answer stopped = Generate(request);
+  const auto first = std::find(tokens.begin(), tokens.end(), tokens[12]);
+  EXPECT_EQ(stopped.tokens(), std::vector<int32_t>(tokens.begin(), first));
+  EXPECT_EQ(stopped.messages.back().matched_stop_token_id(), tokens[12]);
+}
+
+TEST_F(ServingTest, LogprobsAreThoseOfTheGreedyChoice) {
+  v1::GenerateRequest request = Request("logprobs", 5);
+  request.set_logprobs(2);
+  request.set_prompt_logprobs(0);
+  const Answer answer = Generate(request);
+  int prompt = 0;
+  int generated = 0;
+  for (const auto& message : answer.messages) {
+    prompt += message.prompt_logprobs_size();
+    for (int i = 0; i < message.logprobs_size(); ++i, ++generated) {
+      const v1::TokenLogprob& logprob = message.logprobs(i);
+      EXPECT_EQ(logprob.token_id(), message.token_ids(i));
+      ASSERT_EQ(logprob.top_size(), 2);
+      EXPECT_EQ(logprob.top(0).token_id(), logprob.token_id());
+      EXPECT_GE(logprob.top(0).logprob(), logprob.top(1).logprob());
+      EXPECT_LE(logprob.logprob(), 0);
+    }
+  }
+  EXPECT_EQ(prompt, 7);
+  EXPECT_EQ(generated, 5);
+}
+
+TEST_F(ServingTest, BadRequestsAreRefusedByField) {
+  ExpectRefused(Request(std::string(kContext + 1, 'x'), 0), grpc::StatusCode::INVALID_ARGUMENT,
+                "prompt: found 2049 tokens, expected at most 2048, the model's context");
+  ExpectRefused(Request("abc", kContext), grpc::StatusCode::INVALID_ARGUMENT,
+                "found 3 tokens with max_tokens 2048, expected at most 2048");
+  ExpectRefused(Request("", 3), grpc::StatusCode::INVALID_ARGUMENT,
+                "prompt: found 0 tokens, expected 1 or more");
+  v1::GenerateRequest request = Request("a", 3);
+  request.mutable_sampling()->set_temperature(NAN);
+  ExpectRefused(request, grpc::StatusCode::INVALID_ARGUMENT,
+                "sampling.temperature: found nan, expected 0 to 100");
+  request = Request("a", 3);
+  request.set_model("nobody");
+  ExpectRefused(request, grpc::StatusCode::NOT_FOUND, "model: found nobody");
+  request.set_model("../tiny");
+  ExpectRefused(request, grpc::StatusCode::INVALID_ARGUMENT, "model: found ../tiny");
+  request = Request("a", 3);
+  request.mutable_chat()->add_messages()->set_role("user");
+  ExpectRefused(request, grpc::StatusCode::FAILED_PRECONDITION, "chat");
+  request = Request("a", 3);
+  request.mutable_token_ids()->add_ids(256);
+  ExpectRefused(request, grpc::StatusCode::INVALID_ARGUMENT, "found token id 256");
+}
+
+TEST_F(ServingTest, ACancelledStreamFreesItsBlocks) {
+  grpc::ClientContext context;
+  const auto reader = inference_->Generate(&context, Request("cancel", 2000));
+  v1::GenerateResponse message;
+  while (message.token_ids().empty()) ASSERT_TRUE(reader->Read(&message));
+  context.TryCancel();
+  while (reader->Read(&message)) {
+  }
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  AwaitMetric("nibble_kv_blocks_used{model=\"tiny\"} 0\n");
+}
+
+TEST_F(ServingTest, ASlowReaderHoldsUpNobodyAndGetsEverything) {
+  v1::GenerateRequest slow = Request("slow", 2000);
+  slow.set_logprobs(20);
+  const Answer expected = Generate(slow);
+  grpc::ClientContext context;
+  const auto reader = inference_->Generate(&context, slow);
+  const Answer other = Generate(Request("quick", 50));
+  EXPECT_EQ(other.tokens().size(), 50u);
+  Answer late;
+  for (v1::GenerateResponse message; reader->Read(&message);) late.messages.push_back(message);
+  EXPECT_TRUE(reader->Finish().ok());
+  EXPECT_EQ(late.tokens(), expected.tokens());
+}
+
+TEST_F(ServingTest, PassedDeadlinesEndTheStreamAndFreeItsBlocks) {
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(50));
+  const auto reader = inference_->Generate(&context, Request("late", 2000));
+  for (v1::GenerateResponse message; reader->Read(&message);) {
+  }
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+  // The model may have been loaded after the deadline, or not at all.
+  EXPECT_EQ(Generate(Request("next", 5)).tokens().size(), 5u);
+  AwaitMetric("nibble_kv_blocks_used{model=\"tiny\"} 0\n");
+}
+
+TEST_F(ServingTest, AnEvaluationShowsProgressAndGivesTheSameTwice) {
+  std::vector<v1::EvaluatePerplexityResponse> first;
+  ASSERT_TRUE(Evaluate(Evaluation("text.txt", 500), first).ok());
+  const v1::EvaluatePerplexityResponse& last = first.back();
+  EXPECT_TRUE(last.done());
+  EXPECT_EQ(last.windows_total(), 12);
+  EXPECT_EQ(last.windows_done(), 12);
+  EXPECT_EQ(last.tokens(), 12 * 499);
+  EXPECT_NEAR(last.perplexity(), std::exp(last.negative_log_likelihood()), 1e-9);
+  EXPECT_GT(last.perplexity(), 1);
+  EXPECT_EQ(first.size(), 13u);  // the start, then one a window
+  std::vector<v1::EvaluatePerplexityResponse> second;
+  ASSERT_TRUE(Evaluate(Evaluation("text.txt", 500), second).ok());
+  EXPECT_EQ(second.back().perplexity(), last.perplexity());
+}
+
+TEST_F(ServingTest, AnEvaluationIsTheMeanOfScoredPrompts) {
+  std::vector<v1::EvaluatePerplexityResponse> messages;
+  v1::EvaluatePerplexityRequest request = Evaluation("text.txt", 700);
+  request.set_windows(2);
+  ASSERT_TRUE(Evaluate(request, messages).ok());
+  std::ifstream file(folder_.path() / "corpora" / "text.txt");
+  const std::string text((std::istreambuf_iterator<char>(file)), {});
+  double sum = 0;
+  for (int window = 0; window < 2; ++window) {
+    v1::GenerateRequest score = Request(text.substr(static_cast<size_t>(window) * 700, 700), 0);
+    score.set_prompt_logprobs(0);
+    for (const auto& message : Generate(score).messages) {
+      for (const auto& logprob : message.prompt_logprobs()) sum -= logprob.logprob();
+    }
+  }
+  // Logprobs cross the wire as f32: half a unit of 2^-24 on each of about 6.
+  EXPECT_NEAR(messages.back().negative_log_likelihood(), sum / (2 * 699), 1e-6);
+}
+
+TEST_F(ServingTest, ACancelledEvaluationFreesItsModel) {
+  v1::EvaluatePerplexityRequest request = Evaluation("text.txt", 2000);
+  grpc::ClientContext context;
+  const auto reader = evaluation_->EvaluatePerplexity(&context, request);
+  v1::EvaluatePerplexityResponse message;
+  ASSERT_TRUE(reader->Read(&message));
+  context.TryCancel();
+  while (reader->Read(&message)) {
+  }
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  v1::GetModelRequest get;
+  get.set_name("tiny");
+  v1::Model model;
+  do {
+    grpc::ClientContext again;
+    ASSERT_TRUE(models_->GetModel(&again, get, &model).ok());
+  } while (model.versions(0).state() != v1::MODEL_STATE_STORED);
+}
+
+TEST_F(ServingTest, BadEvaluationsAreRefusedByField) {
+  const auto refuse = [&](const v1::EvaluatePerplexityRequest& request, grpc::StatusCode code,
+                          const std::string& words) {
+    std::vector<v1::EvaluatePerplexityResponse> messages;
+    const grpc::Status status = Evaluate(request, messages);
+    EXPECT_EQ(status.error_code(), code) << status.error_message();
+    EXPECT_THAT(status.error_message(), HasSubstr(words));
+  };
+  refuse(Evaluation("none.txt", 100), grpc::StatusCode::NOT_FOUND, "corpus.name: found none.txt");
+  refuse(Evaluation("../text.txt", 100), grpc::StatusCode::INVALID_ARGUMENT, "corpus.name");
+  refuse(Evaluation("text.txt", 1), grpc::StatusCode::INVALID_ARGUMENT, "window: found 1");
+  refuse(Evaluation("text.txt", kContext + 1), grpc::StatusCode::INVALID_ARGUMENT,
+         "window: found 2049");
+  v1::EvaluatePerplexityRequest request = Evaluation("text.txt", 2000);
+  request.set_windows(4);
+  refuse(request, grpc::StatusCode::INVALID_ARGUMENT, "windows: found 3");
+  request = Evaluation("texts.jsonl", 50);
+  request.mutable_corpus()->set_first_text(2);
+  request.mutable_corpus()->set_last_text(4);
+  refuse(request, grpc::StatusCode::OUT_OF_RANGE, "3");
+  request = Evaluation("texts.jsonl", 50);
+  request.mutable_corpus()->set_first_text(0);
+  refuse(request, grpc::StatusCode::INVALID_ARGUMENT, "corpus.first_text: found 0");
+  request = Evaluation("text.txt", 50);
+  request.mutable_corpus()->set_first_text(1);
+  refuse(request, grpc::StatusCode::INVALID_ARGUMENT, "corpus");
+  request = Evaluation("text.txt", 50);
+  request.set_version(7);
+  refuse(request, grpc::StatusCode::NOT_FOUND, "version: found 7");
+}
+
+TEST_F(ServingTest, AModelIsLoadedListedUnloadedAndDeleted) {
+  const auto state = [&] {
+    grpc::ClientContext context;
+    v1::ListModelsResponse list;
+    EXPECT_TRUE(models_->ListModels(&context, {}, &list).ok());
+    return list.models_size() == 1 ? list.models(0).versions(0).state()
+                                   : v1::MODEL_STATE_UNSPECIFIED;
+  };
+  EXPECT_EQ(state(), v1::MODEL_STATE_STORED);
+  v1::LoadModelRequest load;
+  load.set_name("tiny");
+  v1::Model model;
+  {
+    grpc::ClientContext context;
+    ASSERT_TRUE(models_->LoadModel(&context, load, &model).ok());
+  }
+  EXPECT_EQ(model.versions(0).state(), v1::MODEL_STATE_LOADED);
+  EXPECT_GT(model.versions(0).memory_bytes(), 0);
+  EXPECT_EQ(state(), v1::MODEL_STATE_LOADED);
+  v1::DeleteModelRequest remove;
+  remove.set_name("tiny");
+  v1::DeleteModelResponse removed;
+  {
+    grpc::ClientContext context;
+    EXPECT_EQ(models_->DeleteModel(&context, remove, &removed).error_code(),
+              grpc::StatusCode::FAILED_PRECONDITION);
+  }
+  v1::UnloadModelRequest unload;
+  unload.set_name("tiny");
+  {
+    grpc::ClientContext context;
+    ASSERT_TRUE(models_->UnloadModel(&context, unload, &model).ok());
+  }
+  EXPECT_EQ(model.versions(0).state(), v1::MODEL_STATE_STORED);
+  {
+    grpc::ClientContext context;
+    EXPECT_TRUE(models_->DeleteModel(&context, remove, &removed).ok());
+  }
+  EXPECT_EQ(state(), v1::MODEL_STATE_UNSPECIFIED);
+  EXPECT_FALSE(std::filesystem::exists(folder_.path() / "models" / "tiny"));
+}
+
+}  // namespace
+}  // namespace nibble

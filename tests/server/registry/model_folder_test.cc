@@ -1,0 +1,49 @@
+#include "server/registry/model_folder.h"
+
+#include <gmock/gmock.h>
+
+#include <fstream>
+
+#include "tests/fixtures/tiny_llama.h"
+#include "tests/server/temp_folder.h"
+
+namespace nibble {
+namespace {
+
+TEST(ModelFolder, CountsParametersAndBytesOfACheckpoint) {
+  const TempFolder folder;
+  const DataRoot root{folder.path()};
+  ASSERT_TRUE(CreateFolders(root).ok());
+  ASSERT_TRUE(WriteTinyLlama({}, root.models() / "tiny").ok());
+  const auto found = ReadModelFolder(root.models() / "tiny");
+  ASSERT_TRUE(found.ok()) << found.status();
+  EXPECT_EQ(found->name, "tiny");
+  EXPECT_FALSE(found->artifact);
+  EXPECT_FALSE(found->has_chat_template);
+  // 256 x 64 embeddings, 4 layers of (64 + 32 + 32 + 64) x 64 attention, 3 x 64 x 128 MLP and two
+  // norms, one norm.
+  const int64_t parameters = 256 * 64 + 4 * (192 * 64 + 3 * 64 * 128 + 2 * 64) + 64;
+  EXPECT_EQ(found->parameters, parameters);
+  EXPECT_EQ(found->model_bits_per_weight, 32);
+  EXPECT_GT(found->bytes, 4 * parameters);
+}
+
+TEST(ModelFolder, AListLeavesOutWhatIsNoModelAndNamesIt) {
+  const TempFolder folder;
+  const DataRoot root{folder.path()};
+  ASSERT_TRUE(CreateFolders(root).ok());
+  ASSERT_TRUE(WriteTinyLlama({}, root.models() / "b").ok());
+  ASSERT_TRUE(WriteTinyLlama({}, root.models() / "a").ok());
+  std::filesystem::create_directories(root.models() / "broken");
+  std::ofstream(root.models() / "broken" / "config.json") << "{";
+  // A job's folder before its commit.
+  ASSERT_TRUE(WriteTinyLlama({}, root.artifacts() / ".staging-c").ok());
+  std::vector<std::string> unreadable;
+  std::vector<std::string> names;
+  for (const ModelFolder& model : ListModelFolders(root, &unreadable)) names.push_back(model.name);
+  EXPECT_THAT(names, testing::ElementsAre("a", "b"));
+  EXPECT_THAT(unreadable, testing::ElementsAre(testing::HasSubstr("broken")));
+}
+
+}  // namespace
+}  // namespace nibble
