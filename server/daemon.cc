@@ -8,6 +8,7 @@
 
 #include <chrono>
 #include <filesystem>
+#include <map>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -47,6 +48,7 @@ std::vector<std::string> WorkerEnvironment(const Config& config) {
 absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const Config& config) {
   NIBBLE_RETURN_IF_ERROR(CreateFolders(config.root));
   NIBBLE_ASSIGN_OR_RETURN(DataRootLock lock, DataRootLock::Take(config.root));
+  NIBBLE_RETURN_IF_ERROR(SweepRemovedFolders(config.root));
   NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<JobStore> store, JobStore::Open(config.root.database()));
   auto daemon = std::unique_ptr<Daemon>(new Daemon(config, std::move(lock), std::move(store)));
   NIBBLE_RETURN_IF_ERROR(daemon->StartMetrics());
@@ -61,8 +63,8 @@ Daemon::Daemon(const Config& config, DataRootLock lock, std::unique_ptr<JobStore
       store_(std::move(store)),
       registry_({.root = config.root, .kv_bytes = config.kv_bytes}),
       quantization_({.root = config.root, .wake_worker = [this] { supervisor_->WakeWorker(); }},
-                    *store_, notifier_, metrics_),
-      models_(registry_, metrics_),
+                    *store_, names_, notifier_, metrics_),
+      models_(registry_, *store_, names_, metrics_),
       inference_(registry_, metrics_),
       evaluation_(registry_, metrics_) {}
 
@@ -139,9 +141,21 @@ void Daemon::CountJobs() {
 }
 
 void Daemon::CountEngines() {
+  std::map<std::string, EngineStats> counts;
+  std::map<std::string, int64_t> weights;
   for (const ModelHandle& model : registry_.Loaded()) {
     const EngineStats stats = model->engine->stats();
-    const prometheus::Labels labels = {{"model", model->name}};
+    EngineStats& sum = counts[model->name];
+    sum.running += stats.running;
+    sum.waiting += stats.waiting;
+    sum.kv_blocks_used += stats.kv_blocks_used;
+    sum.kv_blocks_total += stats.kv_blocks_total;
+    weights[model->name] += model->engine->runner().weight_bytes();
+  }
+  // A model that has gone shows zeros.
+  for (const std::string& name : counted_models_) counts.try_emplace(name);
+  for (const auto& [name, stats] : counts) {
+    const prometheus::Labels labels = {{"model", name}};
     const auto set = [&](prometheus::Family<prometheus::Gauge>& family, int64_t value) {
       family.Add(labels).Set(static_cast<double>(value));
     };
@@ -149,7 +163,8 @@ void Daemon::CountEngines() {
     set(metrics_.requests_waiting, stats.waiting);
     set(metrics_.kv_blocks_used, stats.kv_blocks_used);
     set(metrics_.kv_blocks_total, stats.kv_blocks_total);
-    set(metrics_.weight_bytes, model->engine->runner().weight_bytes());
+    set(metrics_.weight_bytes, weights[name]);
+    counted_models_.insert(name);
   }
 }
 

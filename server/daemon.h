@@ -4,10 +4,12 @@
 #include <grpcpp/server.h>
 
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
 #include "server/jobs/job_notifier.h"
 #include "server/jobs/job_store.h"
 #include "server/jobs/supervisor.h"
@@ -48,6 +50,7 @@ class Daemon {
 
   const Config config_;
   const DataRootLock lock_;
+  absl::Mutex names_;  // held while a name is checked and then taken or freed
   Metrics metrics_;
   const std::unique_ptr<JobStore> store_;
   JobNotifier notifier_;
@@ -57,6 +60,7 @@ class Daemon {
   ModelService models_;
   InferenceService inference_;
   EvaluationService evaluation_;
+  std::set<std::string> counted_models_;  // scrapes only: they come one at a time
   std::unique_ptr<MetricsServer> metrics_server_;
   int port_ = 0;
   std::unique_ptr<grpc::Server> server_;

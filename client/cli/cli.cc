@@ -5,6 +5,7 @@
 
 #include "client/cli/commands.h"
 #include "quant/base/strings.h"
+#include "quant/base/utf8.h"
 
 namespace nibble {
 namespace {
@@ -32,6 +33,16 @@ int64_t ParseEntry(const std::string& text) {
                                StrCat("found '", text, "', expected A:B, whole numbers from 1"));
   }
   return value;
+}
+
+// Messages carry UTF-8 only, and gRPC's own refusal would not say where it is not.
+absl::Status CheckUtf8(const std::vector<std::string>& arguments) {
+  for (const std::string& argument : arguments) {
+    if (IsValidUtf8(argument)) continue;
+    return absl::InvalidArgumentError(StrCat("an argument: found \"", ReplaceInvalidUtf8(argument),
+                                             "\", expected valid UTF-8"));
+  }
+  return absl::OkStatus();
 }
 
 int Fail(const Context& context, const absl::Status& status) {
@@ -86,6 +97,7 @@ int RunCli(const std::vector<std::string>& arguments, Terminal terminal) {
   AddGenerate(app, context);
   AddEvaluate(app, context);
   AddImport(app, context);
+  if (const absl::Status status = CheckUtf8(arguments); !status.ok()) return Fail(context, status);
   try {
     // CLI11 takes them last first.
     app.parse(std::vector<std::string>(arguments.rbegin(), arguments.rend()));

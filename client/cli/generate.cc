@@ -30,8 +30,7 @@ void PrintUsage(const v1::GenerateResponse& last, std::ostream& err) {
   const v1::Timing& timing = last.timing();
   err << usage.prompt_tokens() << " prompt tokens, " << usage.completion_tokens()
       << " generated, first after " << Fixed(timing.time_to_first_token_seconds(), 2) << " s";
-  const double decoding =
-      timing.total_seconds() - timing.queue_seconds() - timing.time_to_first_token_seconds();
+  const double decoding = timing.total_seconds() - timing.time_to_first_token_seconds();
   if (usage.completion_tokens() > 1 && decoding > 0) {
     err << ", then " << Fixed(static_cast<double>(usage.completion_tokens() - 1) / decoding, 1)
         << " tokens/s";
@@ -44,6 +43,7 @@ absl::Status Generate(Client& client, const Context& context, Generation& genera
   SetPrompt(generation);
   std::ostream& out = context.terminal.out;
   absl::Status printed;
+  bool shown = false;
   v1::GenerateResponse last;
   const absl::Status status =
       client.Generate(generation.request, [&](const v1::GenerateResponse& response) {
@@ -51,11 +51,12 @@ absl::Status Generate(Client& client, const Context& context, Generation& genera
           printed = PrintJson(response, out);
         } else {
           out << response.text() << std::flush;
+          shown = true;
         }
         if (response.has_usage()) last = response;
         return printed.ok();
       });
-  if (!context.json) out << std::endl;
+  if (!context.json && shown) out << std::endl;
   NIBBLE_RETURN_IF_ERROR(status);
   if (!context.json) PrintUsage(last, context.terminal.err);
   return absl::OkStatus();
@@ -91,7 +92,7 @@ void AddGenerate(CLI::App& app, Context& context) {
   command
       ->add_option_function<std::string>(
           "--model", [&request](const std::string& name) { request.set_model(name); },
-          "A model that is loaded")
+          "Which model; it is loaded if it is not, and stays loaded")
       ->required();
   command->add_option("--prompt", generation->prompt, "The text to continue")->required();
   command->add_flag("--chat", generation->chat,

@@ -73,9 +73,12 @@ struct WeightSpec {
   int group_size = 256;     // input columns per scale; -1: whole row
   ScaleConstraint constraint = ScaleConstraint::kM2;
   M2Rounding rounding = M2Rounding::kMse;  // read when constraint is kM2
+  // INVALID_ARGUMENT "<field>: found <found>, expected <expected>".
   absl::Status Validate() const;
 };
 
+// INVALID_ARGUMENT unless it is one of 16, 32, ... 1024 or kWholeRow.
+absl::Status CheckGroupSize(int group_size);
 int64_t GroupCount(int64_t cols, int group_size);  // ceil(cols / group)
 int64_t GroupWidth(int64_t cols, int group_size);  // columns of a full group
 

@@ -117,21 +117,26 @@ absl::StatusOr<M2Rounding> ParseM2Rounding(std::string_view name) {
       StrCat("M2 rounding \"", name, "\" is unknown; expected ceil, floor or mse"));
 }
 
-absl::Status WeightSpec::Validate() const {
-  if (group_size != kWholeRow &&
-      std::find(kGroupSizes.begin(), kGroupSizes.end(), group_size) == kGroupSizes.end()) {
-    return absl::InvalidArgumentError(
-        StrCat("group_size is ", group_size,
-               "; expected 16, 32, 64, 128, 256, 512, 1024 or -1 for a whole row"));
+absl::Status CheckGroupSize(int group_size) {
+  if (group_size == kWholeRow ||
+      std::find(kGroupSizes.begin(), kGroupSizes.end(), group_size) != kGroupSizes.end()) {
+    return absl::OkStatus();
   }
+  return absl::InvalidArgumentError(
+      StrCat("group_size: found ", group_size,
+             ", expected 16, 32, 64, 128, 256, 512, 1024 or -1 for a whole row"));
+}
+
+absl::Status WeightSpec::Validate() const {
+  if (const absl::Status status = CheckGroupSize(group_size); !status.ok()) return status;
   if (asymmetric && !IsInteger(format)) {
-    return absl::InvalidArgumentError(
-        StrCat("asymmetric weights in ", FormatName(format), "; expected int4 or int8"));
+    return absl::InvalidArgumentError(StrCat("weights_asymmetric: found true with ",
+                                             FormatName(format), ", expected int4 or int8"));
   }
   if (asymmetric && constraint != ScaleConstraint::kNone) {
     return absl::InvalidArgumentError(
-        StrCat("asymmetric weights with scale constraint ", ScaleConstraintName(constraint),
-               "; expected none: a zero point goes with a real scale"));
+        StrCat("scale: found ", ScaleConstraintName(constraint),
+               " with asymmetric weights, expected none: a zero point goes with a real scale"));
   }
   return absl::OkStatus();
 }

@@ -12,8 +12,6 @@
 namespace nibble {
 namespace {
 
-constexpr int kGroupSizes[] = {kWholeRow, 16, 32, 64, 128, 256, 512, 1024};
-
 template <class Found>
 absl::Status Refuse(std::string_view field, const Found& found, std::string_view expected) {
   return absl::InvalidArgumentError(StrCat(field, ": found ", found, ", expected ", expected));
@@ -28,10 +26,6 @@ absl::Status CheckWeights(const QuantizeSpec& spec) {
       return Refuse("weights", "none, and activations none", "at least one of them quantized");
     }
     return absl::OkStatus();
-  }
-  if (std::ranges::find(kGroupSizes, spec.weights->group_size) == std::end(kGroupSizes)) {
-    return Refuse("group_size", spec.weights->group_size,
-                  "16, 32, 64, 128, 256, 512, 1024 or -1 for a whole row");
   }
   return spec.weights->Validate();
 }
@@ -83,6 +77,9 @@ absl::StatusOr<std::set<std::string>> ExcludedLinears(const std::vector<std::str
       return Refuse("exclude", StrCat("'", pattern, "', which meets no linear"),
                     StrCat("a pattern over names like ", linears.front().name));
     }
+  }
+  if (excluded.size() == linears.size()) {
+    return Refuse("exclude", "patterns that meet every linear", "some linear left to quantize");
   }
   return excluded;
 }

@@ -11,7 +11,8 @@
 
 namespace nibble {
 
-// The names that `patterns` (globs) choose. A pattern that meets no linear is INVALID_ARGUMENT.
+// The names that `patterns` (globs) choose. INVALID_ARGUMENT for a
+// pattern that meets no linear, and when none is left.
 absl::StatusOr<std::set<std::string>> ExcludedLinears(const std::vector<std::string>& patterns,
                                                       const std::vector<LinearInfo>& linears);
 

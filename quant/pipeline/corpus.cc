@@ -21,20 +21,23 @@ absl::StatusOr<std::string> JoinLines(std::string_view content, const std::strin
   std::string joined;
   int64_t texts = 0;
   int64_t number = 0;
-  while (!content.empty() && (last == 0 || texts < last)) {
+  while (!content.empty()) {
     const size_t end = std::min(content.find('\n'), content.size());
     const std::string_view line = content.substr(0, end);
     content.remove_prefix(std::min(end + 1, content.size()));
     ++number;
     if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
-    if (++texts < first) continue;
+    ++texts;
+    if (texts < first || (last != 0 && texts > last)) continue;
     NIBBLE_ASSIGN_OR_RETURN(const std::string text, LineText(line, StrCat(name, " line ", number)));
     if (texts > std::max<int64_t>(first, 1)) joined += ' ';
     joined += text;
   }
   if (texts < std::max(first, last)) {
-    return absl::OutOfRangeError(StrCat("corpus range: found ", first, ":", last,
-                                        ", expected texts within 1:", texts, " of ", name));
+    const bool late = texts < first;
+    return absl::OutOfRangeError(StrCat(late ? "corpus.first_text" : "corpus.last_text", ": found ",
+                                        late ? first : last, ", expected at most ", texts,
+                                        ", the texts of ", name));
   }
   return joined;
 }

@@ -116,7 +116,11 @@ absl::StatusOr<QuantizedLayer> QuantizeLayer(const QuantizeSpec& spec,
   LayerQuantizer quantizer(spec, hessians);
   QuantizedLayer out;
   for (LayerLinear& linear : layer.linears) {
-    if (excluded.contains(linear.name)) continue;
+    if (excluded.contains(linear.name)) {
+      out.weights += linear.weights.weight.numel();
+      out.bits += 16.0 * static_cast<double>(linear.weights.weight.numel());
+      continue;
+    }
     NIBBLE_RETURN_IF_ERROR(step());
     NIBBLE_ASSIGN_OR_RETURN(LinearReport report, quantizer.Quantize(linear, out));
     out.linears.push_back(std::move(report));

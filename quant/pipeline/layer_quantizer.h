@@ -21,8 +21,8 @@ using Hessians = std::map<InputGroup, Hessian>;
 struct QuantizedLayer {
   std::vector<LinearReport> linears;
   std::vector<NamedTensor> tensors;  // what the artifact stores of the layer's quantized linears
-  int64_t weights = 0;               // quantized
-  double bits = 0;                   // of them, scales and LoRC included
+  int64_t weights = 0;               // of all its linears, the excluded ones too
+  double bits = 0;                   // that store them, scales and LoRC included
 };
 
 // Replaces the weights of every linear not in `excluded` by their quantized true values and LoRC

@@ -43,6 +43,11 @@ constexpr const char* kTokenizerFiles[] = {"tokenizer.json",
                                            "generation_config.json",
                                            "chat_template.jinja"};
 
+// What a job reads of a checkpoint beside its tensors.
+constexpr const char* kInputFiles[] = {"config.json",           "model.safetensors.index.json",
+                                       "tokenizer.json",        "tokenizer_config.json",
+                                       "generation_config.json"};
+
 int64_t PeakBytes() {
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
@@ -228,7 +233,8 @@ class ModelQuantizer {
       at::Tensor widened = at::empty(tensor.shape, at::kFloat);
       NIBBLE_RETURN_IF_ERROR(
           WidenToFloat(name, tensor, absl::MakeSpan(widened.data_ptr<float>(), widened.numel())));
-      rest_weights_ += widened.numel();
+      const bool excluded = weight && excluded_.contains(name.substr(0, name.size() - 7));
+      if (!excluded) rest_weights_ += widened.numel();
       std::vector<NamedTensor> one;
       one.push_back(BFloat16Tensor(name, widened));
       NIBBLE_RETURN_IF_ERROR(writer_.Add(std::move(one)));
@@ -263,6 +269,7 @@ class ModelQuantizer {
         {{"linear_bits_per_weight", summary.linear_bits_per_weight},
          {"model_bits_per_weight", summary.model_bits_per_weight},
          {"mean_output_error", calibrates() ? Json(summary.mean_output_error) : Json()},
+         {"parameters", linear_weights_ + rest_weights_},
          {"seconds", Seconds()},
          {"layers", layers_json_}}));
     NIBBLE_ASSIGN_OR_RETURN(Json manifest, Manifest());
@@ -285,8 +292,13 @@ class ModelQuantizer {
     for (const fs::path& file : loader_.tensors().files()) {
       NIBBLE_ASSIGN_OR_RETURN(inputs[file.filename().string()], Sha256File(file));
     }
-    NIBBLE_ASSIGN_OR_RETURN(inputs["config.json"], Sha256File(checkpoint_ / "config.json"));
+    for (const char* name : kInputFiles) {
+      std::error_code error;
+      if (!fs::exists(checkpoint_ / name, error)) continue;
+      NIBBLE_ASSIGN_OR_RETURN(inputs[name], Sha256File(checkpoint_ / name));
+    }
     Json manifest = {{"format_version", 1},
+                     {"model", checkpoint_.filename().string()},
                      {"spec", SpecJson(spec_, excluded_)},
                      {"inputs", inputs},
                      {"calibration", Json()},

@@ -26,6 +26,7 @@ struct Sequence {
   std::vector<int32_t> tokens;  // prompt, then output
   int64_t computed = 0;         // tokens whose keys and values are in the cache
   std::vector<int32_t> blocks;  // of the whole sequence to come
+  absl::Time admitted = absl::InfiniteFuture();
 };
 
 struct Request {
@@ -62,6 +63,11 @@ class LoopEngine : public Engine {
   absl::StatusOr<RequestId> Submit(EngineRequest spec, EngineCallback callback) override {
     NIBBLE_RETURN_IF_ERROR(Check(spec));
     absl::MutexLock lock(&mutex_);
+    if (static_cast<int64_t>(waiting_.size()) >= options_.max_waiting) {
+      return absl::ResourceExhaustedError(StrCat("requests: found ", waiting_.size(),
+                                                 " waiting, expected at most ",
+                                                 options_.max_waiting, ": try again later"));
+    }
     const RequestId id = next_request_++;
     Request& request = requests_[id];
     request.spec = std::move(spec);
@@ -208,6 +214,7 @@ class LoopEngine : public Engine {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     pool_.Return(std::move(sequence->blocks));
     event.choice = sequence->choice;
+    event.admitted = sequence->admitted;
     deliveries.push_back({sequence->request, std::move(event)});
     return list.erase(sequence);
   }
@@ -219,6 +226,7 @@ class LoopEngine : public Engine {
       auto blocks = pool_.Take(BlocksFor(requests_.at(first.request).spec));
       if (!blocks) return;
       first.blocks = *std::move(blocks);
+      first.admitted = absl::Now();
       running_.splice(running_.end(), waiting_, waiting_.begin());
     }
   }
@@ -319,6 +327,7 @@ class LoopEngine : public Engine {
     }
     if (!event.tokens.empty() || !event.prompt_logprobs.empty()) {
       event.choice = sequence->choice;
+      event.admitted = sequence->admitted;
       deliveries.push_back({sequence->request, std::move(event)});
     }
     return std::next(sequence);

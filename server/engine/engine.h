@@ -41,6 +41,7 @@ struct EngineEvent {
   std::optional<int32_t> stop_token;  // which one ended it, for kStop
   absl::Status status;                // why, for kError
   int64_t cached_prompt_tokens = 0;
+  absl::Time admitted = absl::InfiniteFuture();  // when the choice was taken up, if it was
 };
 
 // What a callback says of its stream: kPause holds this request (its blocks stay) until Resume.
@@ -64,13 +65,14 @@ class Engine {
   struct Options {
     int64_t max_step_tokens = 2048;  // token budget of a step
     int32_t max_sequences = 256;     // sequences that run at once
+    int64_t max_waiting = 4096;      // sequences that may wait for their turn
   };
   static std::unique_ptr<Engine> Create(std::unique_ptr<ModelRunner> runner,
                                         const Options& options);
   virtual ~Engine() = default;
 
   // INVALID_ARGUMENT when the prompt is empty, beyond the vocabulary, or with max_tokens beyond the
-  // context; RESOURCE_EXHAUSTED when it can never fit the KV pool. Every accepted request gets
+  // context; RESOURCE_EXHAUSTED when it can never fit the KV pool, or when too many wait. Every accepted request gets
   // exactly one finishing event per choice.
   virtual absl::StatusOr<RequestId> Submit(EngineRequest request, EngineCallback callback) = 0;
   // Ends the request within a step, its blocks freed; unknown ids are ignored.

@@ -86,9 +86,9 @@ absl::Status CheckServed(const v1::JobSpec& spec) {
 
 absl::StatusOr<std::optional<WeightSpec>> MakeWeights(const v1::JobSpec& spec) {
   NIBBLE_ASSIGN_OR_RETURN(const std::optional<Format> format, WeightFormat(spec.weights()));
-  if (!format.has_value()) return std::nullopt;
-  if (spec.weights_asymmetric() && !IsInteger(*format)) {
-    return Invalid("weights_asymmetric", StrCat("true with ", FormatName(*format)),
+  NIBBLE_RETURN_IF_ERROR(CheckGroupSize(spec.group_size()));
+  if (spec.weights_asymmetric() && !(format.has_value() && IsInteger(*format))) {
+    return Invalid("weights_asymmetric", StrCat("true with ", v1::Format_Name(spec.weights())),
                    "true only with FORMAT_INT4 or FORMAT_INT8");
   }
   if (spec.m2_rounding() != v1::M2_ROUNDING_UNSPECIFIED &&
@@ -96,6 +96,7 @@ absl::StatusOr<std::optional<WeightSpec>> MakeWeights(const v1::JobSpec& spec) {
     return Invalid("m2_rounding", v1::M2Rounding_Name(spec.m2_rounding()),
                    "none unless scale is SCALE_CONSTRAINT_M2");
   }
+  if (!format.has_value()) return std::nullopt;
   WeightSpec weights;
   weights.format = *format;
   weights.asymmetric = spec.weights_asymmetric();
@@ -149,9 +150,7 @@ absl::StatusOr<CalibrationSpec> MakeCalibration(const v1::JobSpec& spec, const D
   calibration.window_tokens = spec.window();
   if (calibration.windows < 1) return Invalid("windows", StrCat(spec.windows()), "1 or more");
   if (!spec.has_corpus() && !NeedsCalibration(spec)) return calibration;
-  NIBBLE_ASSIGN_OR_RETURN(calibration.corpus,
-                          FindCorpus(root, "corpus.name", spec.corpus().name()));
-  NIBBLE_RETURN_IF_ERROR(CheckRange(spec.corpus()));
+  NIBBLE_ASSIGN_OR_RETURN(calibration.corpus, FindCorpus(spec.corpus(), root));
   calibration.first_text = spec.corpus().first_text();
   calibration.last_text = spec.corpus().last_text();
   return calibration;
@@ -185,6 +184,14 @@ absl::StatusOr<QuantizeSpec> MakeQuantizeSpec(const v1::JobSpec& spec, const Dat
 }
 
 }  // namespace
+
+absl::StatusOr<std::filesystem::path> FindCorpus(const v1::CorpusRef& corpus,
+                                                 const DataRoot& root) {
+  NIBBLE_ASSIGN_OR_RETURN(std::filesystem::path file,
+                          FindCorpus(root, "corpus.name", corpus.name()));
+  NIBBLE_RETURN_IF_ERROR(CheckRange(corpus));
+  return file;
+}
 
 absl::StatusOr<v1::JobSpec> FillDefaults(const v1::JobSpec& spec, const DataRoot& root) {
   NIBBLE_RETURN_IF_ERROR(CheckName("output", spec.output()));

@@ -9,6 +9,7 @@
 #include "server/ops/names.h"
 
 namespace nibble::v1 {
+class CorpusRef;
 class JobSpec;
 }
 
@@ -20,6 +21,9 @@ struct JobPlan {
   std::filesystem::path checkpoint;
   std::filesystem::path artifact;  // where the result will stand
 };
+
+// The corpus's file. INVALID_ARGUMENT for a bad name or range, NOT_FOUND.
+absl::StatusOr<std::filesystem::path> FindCorpus(const v1::CorpusRef& corpus, const DataRoot& root);
 
 // The spec with every default filled in. Errors as MakeJobPlan's, for what it has to read.
 absl::StatusOr<v1::JobSpec> FillDefaults(const v1::JobSpec& spec, const DataRoot& root);

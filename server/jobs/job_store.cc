@@ -210,9 +210,20 @@ absl::StatusOr<bool> JobStore::HasLiveOutput(std::string_view output) {
   return row.Step();
 }
 
-absl::StatusOr<bool> JobStore::OutputIsLive(std::string_view output) {
+absl::StatusOr<std::string> JobStore::FirstId(std::string_view sql, std::string_view name) {
   absl::MutexLock lock(&mutex_);
-  return HasLiveOutput(output);
+  SqliteStatement row = database_.Prepare(std::string(sql));
+  row.Bind(name);
+  NIBBLE_ASSIGN_OR_RETURN(const bool found, row.Step());
+  return found ? row.Text(0) : std::string();
+}
+
+absl::StatusOr<std::string> JobStore::LiveJobOf(std::string_view model) {
+  return FirstId("SELECT id FROM jobs WHERE ?1 IN (model, output) AND state IN (1, 2, 3)", model);
+}
+
+absl::StatusOr<std::string> JobStore::MakerOf(std::string_view output) {
+  return FirstId("SELECT id FROM jobs WHERE output = ? AND state = 4 ORDER BY number DESC", output);
 }
 
 absl::StatusOr<std::string> JobStore::Insert(const NewJob& submitted) {

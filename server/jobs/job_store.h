@@ -69,15 +69,18 @@ class JobStore {
   // Removes an ended job and its events; FAILED_PRECONDITION for a live one.
   absl::Status Delete(std::string_view id);
   absl::StatusOr<std::map<JobState, int64_t>> CountByState();
-  // True if a live job will write this output.
-  absl::StatusOr<bool> OutputIsLive(std::string_view output);
+  // A live job that reads this model or writes it; empty when none does.
+  absl::StatusOr<std::string> LiveJobOf(std::string_view model);
+  // The newest job that made this output; empty when none is known.
+  absl::StatusOr<std::string> MakerOf(std::string_view output);
 
   // --- What workers do. ABORTED when the lease's attempt is over.
 
   // The QUEUED job of the highest priority, the oldest of those; RUNNING from now.
   absl::StatusOr<std::optional<Job>> Claim(std::string_view worker);
   // Adds an event and renews the heartbeat. CANCELLED when the job is CANCELLING.
-  absl::Status Report(const Lease& lease, const JobProgress& progress, const std::string& layer);
+  absl::Status Report(const Lease& lease, const JobProgress& progress, std::string_view message,
+                      const std::string& layer);
   absl::Status Succeed(const Lease& lease, const std::string& summary);
   absl::Status Fail(const Lease& lease, const absl::Status& error);
   absl::Status EndCancelled(const Lease& lease);
@@ -95,6 +98,9 @@ class JobStore {
 
   absl::Status Migrate() ABSL_LOCKS_EXCLUDED(mutex_);
   absl::StatusOr<Job> Find(std::string_view id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The id in the first row; empty when there is none.
+  absl::StatusOr<std::string> FirstId(std::string_view sql, std::string_view name)
+      ABSL_LOCKS_EXCLUDED(mutex_);
   absl::StatusOr<std::optional<Job>> FindRequestLocked(std::string_view request_id,
                                                        std::string_view request)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

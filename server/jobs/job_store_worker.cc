@@ -47,7 +47,7 @@ absl::Status JobStore::ChangeLeased(const Lease& lease, const Change& change) {
 }
 
 absl::Status JobStore::Report(const Lease& lease, const JobProgress& progress,
-                              const std::string& layer) {
+                              std::string_view message, const std::string& layer) {
   absl::MutexLock lock(&mutex_);
   NIBBLE_ASSIGN_OR_RETURN(SqliteTransaction transaction, SqliteTransaction::Begin(database_));
   NIBBLE_ASSIGN_OR_RETURN(Job job, FindLeased(lease));
@@ -56,7 +56,7 @@ absl::Status JobStore::Report(const Lease& lease, const JobProgress& progress,
   }
   job.progress = progress;
   job.heartbeat = absl::Now();
-  NIBBLE_RETURN_IF_ERROR(AddEvent(job, "", layer));
+  NIBBLE_RETURN_IF_ERROR(AddEvent(job, message, layer));
   NIBBLE_RETURN_IF_ERROR(Save(job));
   return transaction.Commit();
 }

@@ -20,10 +20,20 @@
 namespace nibble {
 namespace {
 
+// No more jobs than these are held at once.
+constexpr int kMostWorkers = 1024;
+
 // Milliseconds for poll; forever for an infinite duration.
 int PollMillis(absl::Duration time) {
   if (time == absl::InfiniteDuration()) return -1;
   return static_cast<int>(std::max<int64_t>(0, absl::ToInt64Milliseconds(time) + 1));
+}
+
+absl::Status Remove(const std::filesystem::path& folder) {
+  std::error_code error;
+  std::filesystem::remove_all(folder, error);
+  if (!error) return absl::OkStatus();
+  return absl::InternalError(StrCat("can't remove ", folder.string(), ": ", error.message()));
 }
 
 // What a dead worker was writing.
@@ -31,12 +41,23 @@ absl::Status RemoveStaging(const std::filesystem::path& artifacts) {
   std::error_code error;
   for (const auto& entry : std::filesystem::directory_iterator(artifacts, error)) {
     if (!entry.path().filename().string().starts_with(".staging-")) continue;
-    std::filesystem::remove_all(entry.path(), error);
-    if (error) break;
+    NIBBLE_RETURN_IF_ERROR(Remove(entry.path()));
   }
   if (!error) return absl::OkStatus();
-  return absl::InternalError(
-      StrCat("can't remove a staging folder under ", artifacts.string(), ": ", error.message()));
+  return absl::InternalError(StrCat("can't read ", artifacts.string(), ": ", error.message()));
+}
+
+// What workers committed and died before they could say so. The output's name is the job's own
+// while it lives.
+absl::Status RemoveUnreported(const std::filesystem::path& artifacts, JobStore& store) {
+  const JobFilter held = {.states = {JobState::kRunning, JobState::kCancelling},
+                          .labels = {},
+                          .model = {}};
+  NIBBLE_ASSIGN_OR_RETURN(const JobPage jobs, store.List(held, kMostWorkers, ""));
+  for (const Job& job : jobs.jobs) {
+    NIBBLE_RETURN_IF_ERROR(Remove(artifacts / job.submitted.output));
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -167,6 +188,7 @@ void WorkerSupervisor::HandleLine(const std::string& line) {
 
 absl::Status WorkerSupervisor::TakeBack(Interruption interruption, std::string_view reason) {
   NIBBLE_RETURN_IF_ERROR(RemoveStaging(options_.artifacts));
+  NIBBLE_RETURN_IF_ERROR(RemoveUnreported(options_.artifacts, store_));
   NIBBLE_ASSIGN_OR_RETURN(const std::vector<Job> jobs, store_.TakeBack(interruption, reason));
   for (const Job& job : jobs) {
     options_.log(StrCat(job.id, " is ", JobStateName(job.state), ", attempt ", job.attempt));

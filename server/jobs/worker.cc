@@ -11,7 +11,6 @@
 #include <memory>
 #include <optional>
 #include <string>
-#include <system_error>
 
 #include "nibble/v1/quantization.pb.h"
 #include "quant/base/status_macros.h"
@@ -99,7 +98,6 @@ class Worker {
       return absl::DataLossError("the job's spec in the store can't be parsed");
     }
     NIBBLE_ASSIGN_OR_RETURN(const JobPlan plan, MakeJobPlan(message, root_));
-    if (job.attempt > 1) NIBBLE_RETURN_IF_ERROR(RemoveEarlierResult(plan.artifact));
     int64_t peak_bytes = 0;
     const auto report = [&](const Progress& progress) {
       if (progress.finished != nullptr) {
@@ -112,14 +110,15 @@ class Worker {
     return SerializeSummary(summary, plan, peak_bytes);
   }
 
-  // The output's name is this job's own, so what an earlier attempt committed just before its end
-  // is this job's too.
-  static absl::Status RemoveEarlierResult(const std::filesystem::path& artifact) {
-    std::error_code error;
-    std::filesystem::remove_all(artifact, error);
-    if (!error) return absl::OkStatus();
-    return absl::InternalError(
-        StrCat("can't remove ", artifact.string(), " of an earlier attempt: ", error.message()));
+  // What a layer's report has to say in words.
+  static std::string Warning(const LayerReport& report) {
+    std::string warning;
+    for (const LinearReport& linear : report.linears) {
+      if (linear.damping_escalations == 0) continue;
+      warning += StrCat(warning.empty() ? "" : "; ", linear.name, ": damping raised to ",
+                        linear.damping);
+    }
+    return warning;
   }
 
   absl::Status Report(const Lease& lease, const QuantizeSpec& spec, const Progress& progress) {
@@ -134,7 +133,8 @@ class Worker {
                              .seconds = progress.seconds};
     const bool finished = progress.finished != nullptr;
     NIBBLE_RETURN_IF_ERROR(store_->Report(
-        lease, row, finished ? SerializeLayerReport(*progress.finished, spec) : std::string()));
+        lease, row, finished ? Warning(*progress.finished) : std::string(),
+        finished ? SerializeLayerReport(*progress.finished, spec) : std::string()));
     line_.Tell(lease.job, finished ? 1 : 0);
     return absl::OkStatus();
   }

@@ -1,16 +1,19 @@
 #include "server/ops/names.h"
 
 #include <algorithm>
+#include <random>
 #include <string>
 #include <system_error>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/str_format.h"
 #include "quant/base/strings.h"
 
 namespace nibble {
 namespace {
 
 constexpr size_t kLongestName = 128;
+constexpr char kRemoved[] = ".removed-";
 
 std::string Quoted(std::string_view text) {
   // Of what a client sent, so much as helps.
@@ -35,6 +38,34 @@ absl::Status CreateFolders(const DataRoot& root) {
     if (error) {
       return absl::FailedPreconditionError(
           StrCat("can't create the folder ", folder.string(), ": ", error.message()));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RemoveFolder(const std::filesystem::path& folder) {
+  std::random_device random;
+  const std::filesystem::path hidden =
+      folder.parent_path() / absl::StrFormat("%s%08x%08x", kRemoved, random(), random());
+  std::error_code error;
+  std::filesystem::rename(folder, hidden, error);
+  if (!error) std::filesystem::remove_all(hidden, error);
+  if (!error) return absl::OkStatus();
+  return absl::InternalError(
+      StrCat("can't remove the folder ", folder.string(), ": ", error.message()));
+}
+
+absl::Status SweepRemovedFolders(const DataRoot& root) {
+  for (const auto& parent : {root.models(), root.artifacts()}) {
+    std::error_code error;
+    for (const auto& entry : std::filesystem::directory_iterator(parent, error)) {
+      if (!entry.path().filename().string().starts_with(kRemoved)) continue;
+      std::filesystem::remove_all(entry.path(), error);
+      if (error) break;
+    }
+    if (error) {
+      return absl::InternalError(
+          StrCat("can't remove a folder under ", parent.string(), ": ", error.message()));
     }
   }
   return absl::OkStatus();

@@ -21,6 +21,12 @@ struct DataRoot {
 // Creates the folders that are missing.
 absl::Status CreateFolders(const DataRoot& root);
 
+// Removes a model's folder: out of sight first, so that a half-removed one is never found under its
+// name.
+absl::Status RemoveFolder(const std::filesystem::path& folder);
+// Ends the removals that a daemon's end has cut short.
+absl::Status SweepRemovedFolders(const DataRoot& root);
+
 // "<field>: found <found>, expected <expected>": the text of every refusal.
 absl::Status FieldError(absl::StatusCode code, std::string_view field, std::string_view found,
                         std::string_view expected);

@@ -1,6 +1,7 @@
 #include "server/registry/model_folder.h"
 
 #include <algorithm>
+#include <chrono>
 #include <memory>
 #include <system_error>
 
@@ -9,7 +10,6 @@
 #include "quant/model/checkpoint/artifact.h"
 #include "quant/model/checkpoint/json.h"
 #include "quant/model/checkpoint/safetensors.h"
-#include "quant/model/tokenizer/tokenizer.h"
 
 namespace nibble {
 namespace {
@@ -43,6 +43,7 @@ absl::Status ReadReport(ModelFolder& folder) {
   const fs::path file = folder.path / "report.json";
   NIBBLE_ASSIGN_OR_RETURN(const Json parsed, ReadJsonFile(file));
   NIBBLE_ASSIGN_OR_RETURN(const JsonObject report, JsonObject::From(parsed, file.string()));
+  NIBBLE_ASSIGN_OR_RETURN(folder.parameters, report.Int("parameters", {}));
   NIBBLE_ASSIGN_OR_RETURN(folder.linear_bits_per_weight,
                           report.Number("linear_bits_per_weight", {0, 64}));
   NIBBLE_ASSIGN_OR_RETURN(folder.model_bits_per_weight,
@@ -51,6 +52,15 @@ absl::Status ReadReport(ModelFolder& folder) {
 }
 
 }  // namespace
+
+absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizer(const fs::path& folder,
+                                                         std::string_view field) {
+  absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = Tokenizer::Load(folder);
+  if (!absl::IsNotFound(tokenizer.status())) return tokenizer;
+  return FieldError(absl::StatusCode::kFailedPrecondition, field,
+                    StrCat("\"", folder.filename().string(), "\" without a tokenizer.json"),
+                    "a model with one");
+}
 
 absl::StatusOr<ModelFolder> ReadModelFolder(const fs::path& path) {
   ModelFolder folder;
@@ -64,6 +74,10 @@ absl::StatusOr<ModelFolder> ReadModelFolder(const fs::path& path) {
     NIBBLE_RETURN_IF_ERROR(CountWeights(folder));
   }
   std::error_code error;
+  const auto written = fs::last_write_time(path / "config.json", error);
+  folder.created = absl::FromChrono(
+      std::chrono::time_point_cast<std::chrono::microseconds>(
+          std::chrono::file_clock::to_sys(written)));
   for (const fs::directory_entry& entry : fs::directory_iterator(path, error)) {
     if (entry.is_regular_file(error)) folder.bytes += static_cast<int64_t>(entry.file_size(error));
   }

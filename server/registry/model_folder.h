@@ -3,11 +3,14 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "quant/model/checkpoint/config.h"
+#include "quant/model/tokenizer/tokenizer.h"
 #include "server/ops/names.h"
 
 namespace nibble {
@@ -17,12 +20,17 @@ struct ModelFolder {
   std::filesystem::path path;
   bool artifact = false;
   ModelConfig config;
-  int64_t bytes = 0;       // of all files
-  int64_t parameters = 0;  // of a checkpoint; an artifact's are packed: 0
+  absl::Time created;
+  int64_t bytes = 0;  // of all files
+  int64_t parameters = 0;
   double linear_bits_per_weight = 0;
   double model_bits_per_weight = 0;
   bool has_chat_template = false;
 };
+
+// The folder's tokenizer. FAILED_PRECONDITION by the name of `field` when it has none.
+absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizer(const std::filesystem::path& folder,
+                                                         std::string_view field);
 
 absl::StatusOr<ModelFolder> ReadModelFolder(const std::filesystem::path& path);
 // Every checkpoint and committed artifact of the data root, by name. A folder that can't be read is

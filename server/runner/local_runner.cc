@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "quant/base/status_macros.h"
+#include "quant/base/strings.h"
 #include "quant/base/torch_status.h"
 #include "quant/model/decoder/decoder.h"
 #include "server/runner/model_runner.h"
@@ -54,35 +55,23 @@ Batch MakeBatch(const StepInputs& inputs) {
   return batch;
 }
 
-int64_t FolderWeightBytes(const std::filesystem::path& folder) {
-  int64_t bytes = 0;
-  std::error_code error;
-  for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
-    if (entry.path().extension() == ".safetensors") {
-      bytes += static_cast<int64_t>(entry.file_size(error));
-    }
-  }
-  return bytes;
+// Bytes of one block's keys and values, over all layers.
+int64_t BlockBytes(const ModelConfig& config, int32_t block_size) {
+  return config.layers * 2 * block_size * config.kv_heads * config.head_dim *
+         static_cast<int64_t>(sizeof(float));
 }
 
 class LocalRunner : public ModelRunner {
  public:
-  LocalRunner(std::unique_ptr<Decoder> decoder, const LocalRunnerOptions& options,
-              int64_t weight_bytes)
-      : decoder_(std::move(decoder)), weight_bytes_(weight_bytes) {
-    const ModelConfig& config = decoder_->config();
-    const int64_t block_bytes = config.layers * 2 * options.block_size * config.kv_heads *
-                                config.head_dim * static_cast<int64_t>(sizeof(float));
-    const int64_t one_context = (config.context + options.block_size - 1) / options.block_size;
-    pool_.block_size = options.block_size;
-    pool_.blocks = static_cast<int32_t>(std::max(one_context, options.kv_bytes / block_bytes));
-    cache_ = decoder_->MakeCache(pool_.blocks, pool_.block_size);
-  }
+  LocalRunner(std::unique_ptr<Decoder> decoder, KvPool pool)
+      : decoder_(std::move(decoder)),
+        pool_(pool),
+        cache_(decoder_->MakeCache(pool_.blocks, pool_.block_size)) {}
 
   KvPool kv_pool() const override { return pool_; }
   int64_t context() const override { return decoder_->config().context; }
   int32_t vocab_size() const override { return static_cast<int32_t>(decoder_->config().vocab); }
-  int64_t weight_bytes() const override { return weight_bytes_; }
+  int64_t weight_bytes() const override { return decoder_->weight_bytes(); }
 
   absl::StatusOr<StepOutputs> Step(const StepInputs& inputs) override {
     return CatchTorch([&]() -> absl::StatusOr<StepOutputs> {
@@ -133,8 +122,7 @@ class LocalRunner : public ModelRunner {
   }
 
   const std::unique_ptr<Decoder> decoder_;
-  const int64_t weight_bytes_;
-  KvPool pool_;
+  const KvPool pool_;
   std::vector<KvBlocks> cache_;
 };
 
@@ -146,7 +134,17 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> MakeLocalRunner(const std::filesyst
     const c10::InferenceMode inference;
     NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<Decoder> decoder,
                             Decoder::Load(folder, options.compute));
-    return std::make_unique<LocalRunner>(std::move(decoder), options, FolderWeightBytes(folder));
+    const int64_t block_bytes = BlockBytes(decoder->config(), options.block_size);
+    const int64_t blocks = std::min<int64_t>(options.kv_bytes / block_bytes, INT32_MAX);
+    if (blocks == 0) {
+      return absl::ResourceExhaustedError(StrCat("KV cache: found ", options.kv_bytes,
+                                                 " bytes, expected at least the ", block_bytes,
+                                                 " of one block of this model"));
+    }
+    return std::make_unique<LocalRunner>(std::move(decoder),
+                                         KvPool{.blocks = static_cast<int32_t>(blocks),
+                                                .block_size = options.block_size,
+                                                .bytes = blocks * block_bytes});
   });
 }
 

@@ -15,6 +15,7 @@ namespace nibble {
 struct KvPool {
   int32_t blocks = 0;
   int32_t block_size = 0;  // tokens per block
+  int64_t bytes = 0;       // of all of them
 };
 
 class ModelRunner {
@@ -23,7 +24,7 @@ class ModelRunner {
   virtual KvPool kv_pool() const = 0;
   virtual int64_t context() const = 0;  // tokens a sequence may hold
   virtual int32_t vocab_size() const = 0;
-  virtual int64_t weight_bytes() const = 0;
+  virtual int64_t weight_bytes() const = 0;  // in memory
   // Runs every sequence's new tokens through the model. One call at a time. A status is of the
   // whole step: none of its sequences advanced.
   virtual absl::StatusOr<StepOutputs> Step(const StepInputs& inputs) = 0;
@@ -31,11 +32,11 @@ class ModelRunner {
 
 struct LocalRunnerOptions {
   Compute compute = Compute::kBf16;
-  int64_t kv_bytes = int64_t{1} << 30;  // KV pool; at least one context is always given
+  int64_t kv_bytes = int64_t{1} << 30;  // KV pool, at most
   int32_t block_size = 16;
 };
 
-// A runner in this process, on the CPU.
+// A runner in this process, on the CPU. RESOURCE_EXHAUSTED when `kv_bytes` holds no block.
 absl::StatusOr<std::unique_ptr<ModelRunner>> MakeLocalRunner(const std::filesystem::path& folder,
                                                              const LocalRunnerOptions& options);
 

@@ -10,7 +10,9 @@
 #include "quant/base/status_macros.h"
 #include "quant/base/strings.h"
 #include "quant/pipeline/corpus.h"
+#include "server/jobs/job_spec.h"
 #include "server/ops/grpc_status.h"
+#include "server/services/not_served.h"
 #include "server/services/stream_writer.h"
 
 namespace nibble {
@@ -19,6 +21,7 @@ namespace {
 // Windows that wait in the engine while one runs.
 constexpr size_t kWindowsInFlight = 2;
 constexpr int64_t kDefaultWindow = 2048;
+constexpr size_t kLongestRequestId = 128;
 
 // One perplexity evaluation: windows go through the model's engine as requests that are only
 // scored.
@@ -30,8 +33,25 @@ class Evaluation : public StreamWriter<v1::EvaluatePerplexityResponse> {
         metrics_(metrics),
         timer_(metrics, "EvaluatePerplexity") {}
 
-  void Begin() {
-    absl::Status status = Prepare();
+  // On `tasks`; the model comes at once or after it is loaded, and the rest goes on there again.
+  void Begin(TaskThread& tasks) {
+    if (const absl::Status status = Check(); !status.ok()) return Conclude(status);
+    registry_.Acquire(request_.model(), compute(), Keep::kWhileUsed,
+                      [this, &tasks](absl::StatusOr<ModelHandle> model) {
+                        tasks.Run([this, model = std::move(model)] { Start(model); });
+                      });
+  }
+
+ protected:
+  void OnAbort() override {
+    absl::MutexLock lock(&mutex_);
+    status_ = absl::CancelledError("cancelled by the client");
+    for (const auto& [window, id] : in_flight_) model_->engine->Cancel(id);
+  }
+
+ private:
+  void Start(const absl::StatusOr<ModelHandle>& model) {
+    absl::Status status = model.ok() ? Prepare(*model) : model.status();
     {
       absl::MutexLock lock(&mutex_);
       if (status.ok()) {
@@ -45,28 +65,35 @@ class Evaluation : public StreamWriter<v1::EvaluatePerplexityResponse> {
     Conclude(status);
   }
 
- protected:
-  void OnAbort() override {
-    absl::MutexLock lock(&mutex_);
-    status_ = absl::CancelledError("cancelled by the client");
-    for (const auto& [window, id] : in_flight_) model_->engine->Cancel(id);
+  Compute compute() const {
+    return request_.compute() == v1::COMPUTE_F32 ? Compute::kF32 : Compute::kBf16;
   }
 
- private:
-  absl::Status Prepare() {
-    const v1::CorpusRef& ref = request_.corpus();
+  absl::Status Check() {
     if (request_.version() != 0 && request_.version() != 1) {
       return FieldError(absl::StatusCode::kNotFound, "version", StrCat(request_.version()),
                         "0 or 1");
     }
-    NIBBLE_ASSIGN_OR_RETURN(const std::filesystem::path corpus,
-                            FindCorpus(registry_.root(), "corpus.name", ref.name()));
+    if (request_.request_id().size() > kLongestRequestId) {
+      return FieldError(absl::StatusCode::kInvalidArgument, "request_id",
+                        StrCat(request_.request_id().size(), " bytes"),
+                        StrCat("at most ", kLongestRequestId));
+    }
+    if (!v1::Compute_IsValid(request_.compute())) {
+      return FieldError(absl::StatusCode::kInvalidArgument, "compute", StrCat(request_.compute()),
+                        "a value of the API");
+    }
+    NIBBLE_ASSIGN_OR_RETURN(corpus_, FindCorpus(request_.corpus(), registry_.root()));
     if (request_.has_windows() && request_.windows() < 1) {
       return FieldError(absl::StatusCode::kInvalidArgument, "windows", StrCat(request_.windows()),
                         "1 or more");
     }
-    const Compute compute = request_.compute() == v1::COMPUTE_F32 ? Compute::kF32 : Compute::kBf16;
-    NIBBLE_ASSIGN_OR_RETURN(model_, registry_.Acquire(request_.model(), compute, Keep::kWhileUsed));
+    return absl::OkStatus();
+  }
+
+  absl::Status Prepare(const ModelHandle& model) {
+    model_ = model;
+    const v1::CorpusRef& ref = request_.corpus();
     const int64_t context = model_->config.context;
     const int64_t window =
         request_.has_window() ? request_.window() : std::min(kDefaultWindow, context);
@@ -75,10 +102,17 @@ class Evaluation : public StreamWriter<v1::EvaluatePerplexityResponse> {
                         StrCat("2 to the model's context of ", context));
     }
     NIBBLE_ASSIGN_OR_RETURN(const std::string text,
-                            ReadCorpus(corpus, ref.first_text(), ref.last_text()));
+                            ReadCorpus(corpus_, ref.first_text(), ref.last_text()));
+    NIBBLE_RETURN_IF_ERROR(Aborted());
     NIBBLE_ASSIGN_OR_RETURN(windows_,
                             CutWindows(*model_->tokenizer, text, window, request_.windows()));
     return absl::OkStatus();
+  }
+
+  // Of a client that has left meanwhile.
+  absl::Status Aborted() {
+    absl::MutexLock lock(&mutex_);
+    return status_;
   }
 
   absl::Status SubmitMore() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
@@ -146,6 +180,7 @@ class Evaluation : public StreamWriter<v1::EvaluatePerplexityResponse> {
   Metrics& metrics_;
   RpcTimer timer_;
   const absl::Time began_ = absl::Now();
+  std::filesystem::path corpus_;
   ModelHandle model_;
   std::vector<std::vector<int32_t>> windows_;
 
@@ -166,8 +201,14 @@ EvaluationService::EvaluationService(Registry& registry, Metrics& metrics)
 grpc::ServerWriteReactor<v1::EvaluatePerplexityResponse>* EvaluationService::EvaluatePerplexity(
     grpc::CallbackServerContext*, const v1::EvaluatePerplexityRequest* request) {
   auto* evaluation = new Evaluation(request, registry_, metrics_);
-  tasks_.Run([evaluation] { evaluation->Begin(); });
+  tasks_.Run([this, evaluation] { evaluation->Begin(tasks_); });
   return evaluation;
+}
+
+grpc::ServerWriteReactor<v1::ProfileActivationsResponse>* EvaluationService::ProfileActivations(
+    grpc::CallbackServerContext*, const v1::ProfileActivationsRequest*) {
+  return StreamNotServed<grpc::ServerWriteReactor<v1::ProfileActivationsResponse>>(
+      metrics_, "ProfileActivations");
 }
 
 }  // namespace nibble

@@ -14,6 +14,8 @@ class EvaluationService : public v1::EvaluationService::CallbackService {
 
   grpc::ServerWriteReactor<v1::EvaluatePerplexityResponse>* EvaluatePerplexity(
       grpc::CallbackServerContext* context, const v1::EvaluatePerplexityRequest* request) override;
+  grpc::ServerWriteReactor<v1::ProfileActivationsResponse>* ProfileActivations(
+      grpc::CallbackServerContext* context, const v1::ProfileActivationsRequest* request) override;
 
  private:
   Registry& registry_;

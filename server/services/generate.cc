@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "quant/base/status_macros.h"
 #include "quant/base/strings.h"
@@ -22,6 +23,17 @@ namespace {
 
 // Messages that may wait for a slow reader before its request is paused.
 constexpr size_t kMostWaiting = 64;
+
+std::string MakeRequestId() {
+  std::random_device random;
+  return absl::StrFormat("request-%08x%08x", random(), random());
+}
+
+// Tokens that one sequence may hold.
+int64_t LongestSequence(const LoadedModel& model) {
+  const KvPool pool = model.engine->runner().kv_pool();
+  return std::min(model.config.context, int64_t{pool.blocks} * pool.block_size);
+}
 
 // One choice's way from tokens to text. Used on the engine's thread only.
 struct ChoiceText {
@@ -43,8 +55,15 @@ class Generation : public StreamWriter<v1::GenerateResponse> {
         metrics_(metrics),
         timer_(metrics, "Generate") {}
 
-  void Begin() {
-    if (const absl::Status status = Submit(); !status.ok()) End(timer_.Done(ToGrpcStatus(status)));
+  // On `tasks`; the model comes at once or after it is loaded, and the rest goes on there again.
+  void Begin(TaskThread& tasks) {
+    if (const absl::Status status = CheckGenerate(request_); !status.ok()) {
+      return End(timer_.Done(ToGrpcStatus(status)));
+    }
+    registry_.Acquire(request_.model(), std::nullopt, Keep::kStay,
+                      [this, &tasks](absl::StatusOr<ModelHandle> model) {
+                        tasks.Run([this, model = std::move(model)] { Start(model); });
+                      });
   }
 
  protected:
@@ -59,10 +78,12 @@ class Generation : public StreamWriter<v1::GenerateResponse> {
   }
 
  private:
-  absl::Status Submit() {
-    NIBBLE_RETURN_IF_ERROR(CheckGenerate(request_));
-    NIBBLE_ASSIGN_OR_RETURN(ModelHandle model,
-                            registry_.Acquire(request_.model(), std::nullopt, Keep::kStay));
+  void Start(const absl::StatusOr<ModelHandle>& model) {
+    const absl::Status status = model.ok() ? Submit(*model) : model.status();
+    if (!status.ok()) End(timer_.Done(ToGrpcStatus(status)));
+  }
+
+  absl::Status Submit(const ModelHandle& model) {
     NIBBLE_ASSIGN_OR_RETURN(EngineRequest spec, MakeSpec(*model));
     prompt_tokens_ = static_cast<int64_t>(spec.prompt.size());
     for (int32_t i = 0; i < spec.n; ++i) choices_.emplace_back(request_);
@@ -70,7 +91,7 @@ class Generation : public StreamWriter<v1::GenerateResponse> {
     Push(StartMessage(spec));
     absl::MutexLock lock(&mutex_);
     if (aborted_) return absl::CancelledError("cancelled by the client");
-    model_ = std::move(model);
+    model_ = model;
     NIBBLE_ASSIGN_OR_RETURN(
         id_, model_->engine->Submit(std::move(spec),
                                     [this](const EngineEvent& event) { return OnEvent(event); }));
@@ -79,7 +100,8 @@ class Generation : public StreamWriter<v1::GenerateResponse> {
 
   v1::GenerateResponse StartMessage(const EngineRequest& spec) const {
     v1::GenerateResponse message;
-    message.mutable_start()->set_request_id(request_.request_id());
+    message.mutable_start()->set_request_id(
+        request_.request_id().empty() ? MakeRequestId() : request_.request_id());
     message.mutable_start()->set_version(1);
     message.mutable_start()->set_seed(spec.sampling.seed);
     return message;
@@ -94,22 +116,36 @@ class Generation : public StreamWriter<v1::GenerateResponse> {
                         StrCat(spec.prompt.size(), " tokens"),
                         StrCat("at most ", model.config.context, ", the model's context"));
     }
-    spec.max_tokens = request_.has_max_tokens() ? request_.max_tokens() : left;
+    spec.max_tokens =
+        request_.has_max_tokens()
+            ? request_.max_tokens()
+            : std::max<int64_t>(LongestSequence(model) - static_cast<int64_t>(spec.prompt.size()),
+                                std::min<int64_t>(left, 1));
     spec.min_tokens = request_.min_tokens();
     spec.n = request_.has_n() ? request_.n() : 1;
     spec.priority = request_.priority();
-    spec.stop_tokens.assign(request_.stop_token_ids().begin(), request_.stop_token_ids().end());
-    if (!request_.ignore_eos()) {
-      for (const int64_t eos : model.config.eos_token_ids) {
-        spec.stop_tokens.push_back(static_cast<int32_t>(eos));
-      }
-    }
+    NIBBLE_RETURN_IF_ERROR(SetStopTokens(model, spec));
     if (request_.has_logprobs()) spec.top_logprobs = request_.logprobs();
     spec.score_prompt = request_.has_prompt_logprobs();
     spec.prompt_top_logprobs = request_.prompt_logprobs();
     spec.deadline = absl::FromChrono(context_->deadline());
     NIBBLE_RETURN_IF_ERROR(SetSampling(model, spec.sampling));
     return spec;
+  }
+
+  absl::Status SetStopTokens(const LoadedModel& model, EngineRequest& spec) const {
+    for (const int32_t token : request_.stop_token_ids()) {
+      if (token < 0 || token >= model.config.vocab) {
+        return FieldError(absl::StatusCode::kInvalidArgument, "stop_token_ids", StrCat(token),
+                          StrCat("token ids 0 to ", model.config.vocab - 1));
+      }
+      spec.stop_tokens.push_back(token);
+    }
+    if (request_.ignore_eos()) return absl::OkStatus();
+    for (const int64_t eos : model.config.eos_token_ids) {
+      spec.stop_tokens.push_back(static_cast<int32_t>(eos));
+    }
+    return absl::OkStatus();
   }
 
   absl::Status SetSampling(const LoadedModel& model, SamplingParams& sampling) const {
@@ -134,6 +170,7 @@ class Generation : public StreamWriter<v1::GenerateResponse> {
 
   // On the engine's thread.
   Flow OnEvent(const EngineEvent& event) {
+    admitted_ = std::min(admitted_, event.admitted);
     CountTokens(event);
     ChoiceText& choice = choices_[event.choice];
     const bool last = event.finish != FinishReason::kNone;
@@ -247,6 +284,8 @@ class Generation : public StreamWriter<v1::GenerateResponse> {
     message.mutable_usage()->set_prompt_tokens(prompt_tokens_);
     message.mutable_usage()->set_completion_tokens(completion);
     const absl::Time now = absl::Now();
+    message.mutable_timing()->set_queue_seconds(
+        absl::ToDoubleSeconds(std::min(admitted_, now) - began_));
     message.mutable_timing()->set_time_to_first_token_seconds(
         absl::ToDoubleSeconds(first_token_.value_or(now) - began_));
     message.mutable_timing()->set_total_seconds(absl::ToDoubleSeconds(now - began_));
@@ -268,6 +307,7 @@ class Generation : public StreamWriter<v1::GenerateResponse> {
   std::vector<ChoiceText> choices_;
   int32_t choices_left_ = 0;
   int64_t prompt_tokens_ = 0;
+  absl::Time admitted_ = absl::InfiniteFuture();
   std::optional<absl::Time> first_token_;
   absl::Time last_token_;
   absl::Status status_;
@@ -281,7 +321,7 @@ grpc::ServerWriteReactor<v1::GenerateResponse>* StartGenerate(grpc::CallbackServ
                                                               Registry& registry, Metrics& metrics,
                                                               TaskThread& tasks) {
   auto* generation = new Generation(context, request, registry, metrics);
-  tasks.Run([generation] { generation->Begin(); });
+  tasks.Run([generation, &tasks] { generation->Begin(tasks); });
   return generation;
 }
 

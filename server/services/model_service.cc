@@ -7,38 +7,24 @@
 #include "quant/base/status_macros.h"
 #include "quant/base/strings.h"
 #include "server/ops/grpc_status.h"
+#include "server/services/model_messages.h"
+#include "server/services/not_served.h"
+#include "server/services/pages.h"
 
 namespace nibble {
 namespace {
 
-constexpr int kDefaultPage = 50;
-constexpr int kLargestPage = 1000;
-
-v1::Model ModelMessage(const ModelFolder& folder, const ModelStatus& status) {
-  v1::Model message;
-  message.set_name(folder.name);
-  v1::ModelVersion& version = *message.add_versions();
-  version.set_version(1);
-  version.set_state(static_cast<v1::ModelState>(status.state));
-  if (!status.failure.ok()) {
-    version.mutable_failure()->set_code(status.failure.raw_code());
-    version.mutable_failure()->set_message(std::string(status.failure.message()));
+absl::Status CheckFilters(const v1::ListModelsRequest& request) {
+  if (!v1::ModelKind_IsValid(request.kind())) {
+    return FieldError(absl::StatusCode::kInvalidArgument, "kind", StrCat(request.kind()),
+                      "a value of the API");
   }
-  version.set_kind(folder.artifact ? v1::MODEL_KIND_ARTIFACT : v1::MODEL_KIND_CHECKPOINT);
-  version.set_architecture(folder.config.family == Family::kOpt ? "opt" : "llama");
-  version.set_parameters(folder.parameters);
-  version.set_linear_bits_per_weight(folder.linear_bits_per_weight);
-  version.set_model_bits_per_weight(folder.model_bits_per_weight);
-  version.set_bytes(folder.bytes);
-  version.set_layers(static_cast<int32_t>(folder.config.layers));
-  version.set_hidden_size(static_cast<int32_t>(folder.config.hidden));
-  version.set_vocabulary_size(static_cast<int32_t>(folder.config.vocab));
-  version.set_context_tokens(static_cast<int32_t>(folder.config.context));
-  version.set_has_chat_template(folder.has_chat_template);
-  version.set_memory_bytes(status.memory_bytes);
-  if (status.loaded_at)
-    version.mutable_loaded_at()->set_seconds(absl::ToUnixSeconds(*status.loaded_at));
-  return message;
+  for (const int state : request.states()) {
+    if (state >= 1 && v1::ModelState_IsValid(state)) continue;
+    return FieldError(absl::StatusCode::kInvalidArgument, "states", StrCat(state),
+                      "states of a model");
+  }
+  return absl::OkStatus();
 }
 
 absl::Status CheckVersion(int64_t version) {
@@ -51,6 +37,13 @@ absl::StatusOr<std::optional<Compute>> CheckLoad(const v1::LoadOptions& options)
     return FieldError(absl::StatusCode::kUnimplemented, field, "a value",
                       "none: it is not served by this version");
   };
+  if (!v1::Compute_IsValid(options.compute()) ||
+      !v1::KvCacheFormat_IsValid(options.kv_cache_format())) {
+    return FieldError(absl::StatusCode::kInvalidArgument, "options",
+                      StrCat("compute ", options.compute(), ", kv_cache_format ",
+                             options.kv_cache_format()),
+                      "values of the API");
+  }
   if (options.kv_cache_format() == v1::KV_CACHE_FORMAT_E4M3)
     return refuse("options.kv_cache_format");
   if (options.has_kv_cache_bytes()) return refuse("options.kv_cache_bytes");
@@ -61,101 +54,148 @@ absl::StatusOr<std::optional<Compute>> CheckLoad(const v1::LoadOptions& options)
 
 }  // namespace
 
-ModelService::ModelService(Registry& registry, Metrics& metrics)
-    : registry_(registry), metrics_(metrics) {}
+ModelService::ModelService(Registry& registry, JobStore& jobs, absl::Mutex& names, Metrics& metrics)
+    : registry_(registry), jobs_(jobs), names_(names), metrics_(metrics) {}
 
-grpc::ServerUnaryReactor* ModelService::Answer(TaskThread& thread,
-                                               grpc::CallbackServerContext* context,
-                                               const char* method,
-                                               std::function<absl::Status()> work) {
+grpc::ServerUnaryReactor* ModelService::Start(grpc::CallbackServerContext* context,
+                                              const char* method,
+                                              std::function<void(Finish)> work) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   auto timer = std::make_shared<RpcTimer>(metrics_, method);
-  thread.Run([reactor, timer, work = std::move(work)] {
-    reactor->Finish(timer->Done(ToGrpcStatus(work())));
+  folders_.Run([reactor, timer, work = std::move(work)] {
+    work([reactor, timer](const absl::Status& status) {
+      reactor->Finish(timer->Done(ToGrpcStatus(status)));
+    });
   });
   return reactor;
 }
 
-absl::Status ModelService::Get(const std::string& name, v1::Model& response) {
+grpc::ServerUnaryReactor* ModelService::Answer(grpc::CallbackServerContext* context,
+                                               const char* method,
+                                               std::function<absl::Status()> work) {
+  return Start(context, method,
+               [work = std::move(work)](const Finish& finish) { finish(work()); });
+}
+
+absl::Status ModelService::Get(const std::string& name, bool report, v1::Model& response) {
   NIBBLE_ASSIGN_OR_RETURN(const std::filesystem::path path,
                           FindModel(registry_.root(), "name", name));
   NIBBLE_ASSIGN_OR_RETURN(const ModelFolder folder, ReadModelFolder(path));
-  response = ModelMessage(folder, registry_.StatusOf(name));
+  NIBBLE_ASSIGN_OR_RETURN(response, ModelMessage(folder, registry_.StatusOf(name), report));
+  NIBBLE_ASSIGN_OR_RETURN(*response.mutable_versions(0)->mutable_job_id(), jobs_.MakerOf(name));
   return absl::OkStatus();
 }
 
 absl::Status ModelService::List(const v1::ListModelsRequest& request,
                                 v1::ListModelsResponse& response) {
-  const int size = request.page().size() == 0 ? kDefaultPage : request.page().size();
-  if (size < 0 || size > kLargestPage) {
-    return FieldError(absl::StatusCode::kInvalidArgument, "page.size", StrCat(size),
-                      StrCat("0 to ", kLargestPage));
-  }
+  NIBBLE_RETURN_IF_ERROR(CheckFilters(request));
+  NIBBLE_ASSIGN_OR_RETURN(const NamePage page, ParsePage(request.page()));
   std::vector<std::string> unreadable;
   for (const ModelFolder& folder : ListModelFolders(registry_.root(), &unreadable)) {
-    // The token is the last name of the page before.
-    if (folder.name <= request.page().token()) continue;
-    v1::Model model = ModelMessage(folder, registry_.StatusOf(folder.name));
+    if (folder.name <= page.after) continue;
+    NIBBLE_ASSIGN_OR_RETURN(v1::Model model,
+                            ModelMessage(folder, registry_.StatusOf(folder.name), false));
     const v1::ModelVersion& version = model.versions(0);
     if (request.kind() != v1::MODEL_KIND_UNSPECIFIED && request.kind() != version.kind()) continue;
     const auto& states = request.states();
     if (!states.empty() && std::ranges::find(states, version.state()) == states.end()) continue;
-    if (response.models_size() == size) {
-      response.set_next_page_token(response.models(size - 1).name());
+    if (response.models_size() == page.size) {
+      response.set_next_page_token(PageToken(response.models(page.size - 1).name()));
       break;
     }
+    NIBBLE_ASSIGN_OR_RETURN(*model.mutable_versions(0)->mutable_job_id(),
+                            jobs_.MakerOf(folder.name));
     *response.add_models() = std::move(model);
   }
   return absl::OkStatus();
 }
 
+absl::Status ModelService::Delete(const std::string& name) {
+  absl::MutexLock lock(&names_);
+  NIBBLE_RETURN_IF_ERROR(FindModel(registry_.root(), "name", name).status());
+  NIBBLE_ASSIGN_OR_RETURN(const std::string job, jobs_.LiveJobOf(name));
+  if (!job.empty()) {
+    return FieldError(absl::StatusCode::kFailedPrecondition, "name",
+                      StrCat("\"", name, "\", which ", job, " reads"),
+                      "a model that no unfinished job reads");
+  }
+  return registry_.Delete(name);
+}
+
 grpc::ServerUnaryReactor* ModelService::ListModels(grpc::CallbackServerContext* context,
                                                    const v1::ListModelsRequest* request,
                                                    v1::ListModelsResponse* response) {
-  return Answer(reads_, context, "ListModels", [=, this] { return List(*request, *response); });
+  return Answer(context, "ListModels", [=, this] { return List(*request, *response); });
 }
 
 grpc::ServerUnaryReactor* ModelService::GetModel(grpc::CallbackServerContext* context,
                                                  const v1::GetModelRequest* request,
                                                  v1::Model* response) {
-  return Answer(reads_, context, "GetModel", [=, this]() -> absl::Status {
+  return Answer(context, "GetModel", [=, this]() -> absl::Status {
     NIBBLE_RETURN_IF_ERROR(CheckVersion(request->version()));
-    return Get(request->name(), *response);
+    return Get(request->name(), request->include_report(), *response);
   });
 }
 
 grpc::ServerUnaryReactor* ModelService::LoadModel(grpc::CallbackServerContext* context,
                                                   const v1::LoadModelRequest* request,
                                                   v1::Model* response) {
-  return Answer(changes_, context, "LoadModel", [=, this]() -> absl::Status {
-    NIBBLE_RETURN_IF_ERROR(CheckVersion(request->version()));
-    NIBBLE_ASSIGN_OR_RETURN(const std::optional<Compute> compute, CheckLoad(request->options()));
-    NIBBLE_RETURN_IF_ERROR(registry_.Acquire(request->name(), compute, Keep::kStay).status());
-    return Get(request->name(), *response);
+  return Start(context, "LoadModel", [=, this](Finish finish) {
+    if (absl::Status status = CheckVersion(request->version()); !status.ok()) return finish(status);
+    const absl::StatusOr<std::optional<Compute>> compute = CheckLoad(request->options());
+    if (!compute.ok()) return finish(compute.status());
+    registry_.Acquire(request->name(), *compute, Keep::kStay,
+                      [=, this](const absl::StatusOr<ModelHandle>& model) {
+                        finish(model.ok() ? Get(request->name(), false, *response)
+                                          : model.status());
+                      });
   });
 }
 
 grpc::ServerUnaryReactor* ModelService::UnloadModel(grpc::CallbackServerContext* context,
                                                     const v1::UnloadModelRequest* request,
                                                     v1::Model* response) {
-  return Answer(changes_, context, "UnloadModel", [=, this]() -> absl::Status {
-    NIBBLE_RETURN_IF_ERROR(CheckVersion(request->version()));
+  return Start(context, "UnloadModel", [=, this](Finish finish) {
+    if (absl::Status status = CheckVersion(request->version()); !status.ok()) return finish(status);
     if (request->force()) {
-      return FieldError(absl::StatusCode::kUnimplemented, "force", "true",
-                        "false: requests in flight end by themselves");
+      return finish(FieldError(absl::StatusCode::kUnimplemented, "force", "true",
+                               "false: requests in flight end by themselves"));
     }
-    NIBBLE_RETURN_IF_ERROR(registry_.Unload(request->name()));
-    return Get(request->name(), *response);
+    registry_.Unload(request->name(), [=, this](const absl::Status& status) {
+      finish(status.ok() ? Get(request->name(), false, *response) : status);
+    });
   });
 }
 
 grpc::ServerUnaryReactor* ModelService::DeleteModel(grpc::CallbackServerContext* context,
                                                     const v1::DeleteModelRequest* request,
                                                     v1::DeleteModelResponse*) {
-  return Answer(changes_, context, "DeleteModel", [=, this]() -> absl::Status {
+  return Answer(context, "DeleteModel", [=, this]() -> absl::Status {
     NIBBLE_RETURN_IF_ERROR(CheckVersion(request->version()));
-    return registry_.Delete(request->name());
+    return Delete(request->name());
   });
+}
+
+grpc::ServerReadReactor<v1::UploadRequest>* ModelService::Upload(grpc::CallbackServerContext*,
+                                                                 v1::UploadResponse*) {
+  return StreamNotServed<grpc::ServerReadReactor<v1::UploadRequest>>(metrics_, "Upload");
+}
+
+grpc::ServerWriteReactor<v1::DownloadResponse>* ModelService::Download(
+    grpc::CallbackServerContext*, const v1::DownloadRequest*) {
+  return StreamNotServed<grpc::ServerWriteReactor<v1::DownloadResponse>>(metrics_, "Download");
+}
+
+grpc::ServerUnaryReactor* ModelService::ListCorpora(grpc::CallbackServerContext* context,
+                                                    const v1::ListCorporaRequest*,
+                                                    v1::ListCorporaResponse*) {
+  return UnaryNotServed(context, metrics_, "ListCorpora");
+}
+
+grpc::ServerUnaryReactor* ModelService::DeleteCorpus(grpc::CallbackServerContext* context,
+                                                     const v1::DeleteCorpusRequest*,
+                                                     v1::DeleteCorpusResponse*) {
+  return UnaryNotServed(context, metrics_, "DeleteCorpus");
 }
 
 }  // namespace nibble

@@ -2,7 +2,10 @@
 
 #include <functional>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "nibble/v1/model.grpc.pb.h"
+#include "server/jobs/job_store.h"
 #include "server/ops/metrics.h"
 #include "server/ops/task_thread.h"
 #include "server/registry/registry.h"
@@ -12,7 +15,8 @@ namespace nibble {
 // Thread-safe; everything given outlives it.
 class ModelService : public v1::ModelService::CallbackService {
  public:
-  ModelService(Registry& registry, Metrics& metrics);
+  // `names` is held while a name is checked and freed.
+  ModelService(Registry& registry, JobStore& jobs, absl::Mutex& names, Metrics& metrics);
 
   grpc::ServerUnaryReactor* ListModels(grpc::CallbackServerContext* context,
                                        const v1::ListModelsRequest* request,
@@ -30,17 +34,33 @@ class ModelService : public v1::ModelService::CallbackService {
                                         const v1::DeleteModelRequest* request,
                                         v1::DeleteModelResponse* response) override;
 
+  grpc::ServerReadReactor<v1::UploadRequest>* Upload(grpc::CallbackServerContext* context,
+                                                     v1::UploadResponse* response) override;
+  grpc::ServerWriteReactor<v1::DownloadResponse>* Download(
+      grpc::CallbackServerContext* context, const v1::DownloadRequest* request) override;
+  grpc::ServerUnaryReactor* ListCorpora(grpc::CallbackServerContext* context,
+                                        const v1::ListCorporaRequest* request,
+                                        v1::ListCorporaResponse* response) override;
+  grpc::ServerUnaryReactor* DeleteCorpus(grpc::CallbackServerContext* context,
+                                         const v1::DeleteCorpusRequest* request,
+                                         v1::DeleteCorpusResponse* response) override;
+
  private:
-  // Answers on `thread`: folders are read and models loaded.
-  grpc::ServerUnaryReactor* Answer(TaskThread& thread, grpc::CallbackServerContext* context,
-                                   const char* method, std::function<absl::Status()> work);
+  using Finish = std::function<void(const absl::Status&)>;
+  // Starts `work` on `folders_`, which calls its argument once, now or later.
+  grpc::ServerUnaryReactor* Start(grpc::CallbackServerContext* context, const char* method,
+                                  std::function<void(Finish)> work);
+  grpc::ServerUnaryReactor* Answer(grpc::CallbackServerContext* context, const char* method,
+                                   std::function<absl::Status()> work);
   absl::Status List(const v1::ListModelsRequest& request, v1::ListModelsResponse& response);
-  absl::Status Get(const std::string& name, v1::Model& response);
+  absl::Status Get(const std::string& name, bool report, v1::Model& response);
+  absl::Status Delete(const std::string& name) ABSL_LOCKS_EXCLUDED(names_);
 
   Registry& registry_;
+  JobStore& jobs_;
+  absl::Mutex& names_;
   Metrics& metrics_;
-  TaskThread reads_;
-  TaskThread changes_;  // loading may take minutes
+  TaskThread folders_;  // reads and removes them: not for an RPC thread
 };
 
 }  // namespace nibble

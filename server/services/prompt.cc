@@ -1,6 +1,7 @@
 #include "server/services/prompt.h"
 
 #include "quant/base/status_macros.h"
+#include "quant/base/strings.h"
 
 namespace nibble {
 namespace {
@@ -34,8 +35,14 @@ absl::StatusOr<std::vector<int32_t>> ChatTokens(const Registry& registry, const 
   }
   NIBBLE_ASSIGN_OR_RETURN(const std::filesystem::path folder,
                           FindModel(registry.root(), "model", model.name));
-  NIBBLE_ASSIGN_OR_RETURN(const ChatTemplate chat_template, ChatTemplate::Load(folder));
-  NIBBLE_ASSIGN_OR_RETURN(const std::string text, chat_template.Render(messages));
+  const absl::StatusOr<ChatTemplate> chat_template = ChatTemplate::Load(folder);
+  if (absl::IsNotFound(chat_template.status())) {
+    return FieldError(absl::StatusCode::kFailedPrecondition, "chat",
+                      StrCat("one for \"", model.name, "\", which has no chat template"),
+                      "a text prompt, or a model with a template");
+  }
+  NIBBLE_RETURN_IF_ERROR(chat_template.status());
+  NIBBLE_ASSIGN_OR_RETURN(const std::string text, chat_template->Render(messages));
   return model.tokenizer->Encode(text, SpecialTokens::kNone);
 }
 

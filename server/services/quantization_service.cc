@@ -11,18 +11,18 @@
 
 #include "quant/base/status_macros.h"
 #include "quant/base/strings.h"
-#include "quant/model/tokenizer/tokenizer.h"
 #include "quant/pipeline/corpus.h"
 #include "server/jobs/job_spec.h"
 #include "server/ops/grpc_status.h"
+#include "server/registry/model_folder.h"
 #include "server/services/job_messages.h"
+#include "server/services/not_served.h"
+#include "server/services/pages.h"
 #include "server/services/watch_job.h"
 
 namespace nibble {
 namespace {
 
-constexpr int kDefaultPage = 50;
-constexpr int kLargestPage = 1000;
 constexpr size_t kLongestRequestId = 128;
 constexpr int kMostLabels = 64;
 constexpr size_t kLongestLabelKey = 63;
@@ -86,7 +86,7 @@ absl::Status CheckWindows(const JobPlan& plan) {
   NIBBLE_ASSIGN_OR_RETURN(
       const std::string text,
       ReadCorpus(calibration.corpus, calibration.first_text, calibration.last_text));
-  NIBBLE_ASSIGN_OR_RETURN(const auto tokenizer, Tokenizer::Load(plan.checkpoint));
+  NIBBLE_ASSIGN_OR_RETURN(const auto tokenizer, LoadTokenizer(plan.checkpoint, "model"));
   return CutWindows(*tokenizer, text, calibration.window_tokens, calibration.windows).status();
 }
 
@@ -107,9 +107,13 @@ grpc::ServerUnaryReactor* Answer(grpc::CallbackServerContext* context, RpcTimer&
 
 }  // namespace
 
-QuantizationService::QuantizationService(Options options, JobStore& store, JobNotifier& notifier,
-                                         Metrics& metrics)
-    : options_(std::move(options)), store_(store), notifier_(notifier), metrics_(metrics) {}
+QuantizationService::QuantizationService(Options options, JobStore& store, absl::Mutex& names,
+                                         JobNotifier& notifier, Metrics& metrics)
+    : options_(std::move(options)),
+      store_(store),
+      names_(names),
+      notifier_(notifier),
+      metrics_(metrics) {}
 
 absl::StatusOr<Job> QuantizationService::Submit(const v1::SubmitJobRequest& request) {
   NIBBLE_RETURN_IF_ERROR(CheckLabels(request));
@@ -129,9 +133,16 @@ absl::StatusOr<Job> QuantizationService::Submit(const v1::SubmitJobRequest& requ
   submitted.output = spec.output();
   submitted.labels = {spec.labels().begin(), spec.labels().end()};
   submitted.priority = spec.priority();
-  NIBBLE_ASSIGN_OR_RETURN(JobStore::Submitted made, store_.Submit(submitted));
+  NIBBLE_ASSIGN_OR_RETURN(JobStore::Submitted made, Store(submitted));
   options_.wake_worker();
   return std::move(made.job);
+}
+
+absl::StatusOr<JobStore::Submitted> QuantizationService::Store(const NewJob& submitted) {
+  absl::MutexLock lock(&names_);
+  NIBBLE_RETURN_IF_ERROR(FindModel(options_.root, "model", submitted.model).status());
+  NIBBLE_RETURN_IF_ERROR(CheckOutputIsFree(options_.root, submitted.output));
+  return store_.Submit(submitted);
 }
 
 grpc::ServerUnaryReactor* QuantizationService::SubmitJob(grpc::CallbackServerContext* context,
@@ -165,8 +176,7 @@ grpc::ServerUnaryReactor* QuantizationService::GetJob(grpc::CallbackServerContex
 
 absl::Status QuantizationService::List(const v1::ListJobsRequest& request,
                                        v1::ListJobsResponse& response) {
-  const int asked = request.page().size();
-  if (asked < 0) return Invalid("page.size", StrCat(asked), "0 or more");
+  NIBBLE_ASSIGN_OR_RETURN(const int size, PageSize(request.page().size()));
   JobFilter filter;
   for (int state : request.states()) {
     if (state < 1 || !v1::JobState_IsValid(state)) {
@@ -176,7 +186,6 @@ absl::Status QuantizationService::List(const v1::ListJobsRequest& request,
   }
   filter.labels = {request.labels().begin(), request.labels().end()};
   filter.model = request.model();
-  const int size = asked == 0 ? kDefaultPage : std::min(asked, kLargestPage);
   NIBBLE_ASSIGN_OR_RETURN(const JobPage page, store_.List(filter, size, request.page().token()));
   for (const Job& job : page.jobs) *response.add_jobs() = JobMessage(job);
   response.set_next_page_token(page.next_page_token);
@@ -219,9 +228,7 @@ grpc::ServerUnaryReactor* QuantizationService::DeleteJob(grpc::CallbackServerCon
 grpc::ServerUnaryReactor* QuantizationService::EstimateJob(grpc::CallbackServerContext* context,
                                                            const v1::EstimateJobRequest*,
                                                            v1::JobEstimate*) {
-  RpcTimer timer(metrics_, "EstimateJob");
-  return Answer(context, timer,
-                absl::UnimplementedError("EstimateJob is not served by this version"));
+  return UnaryNotServed(context, metrics_, "EstimateJob");
 }
 
 }  // namespace nibble

@@ -3,7 +3,9 @@
 #include <functional>
 #include <string>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
 #include "nibble/v1/quantization.grpc.pb.h"
 #include "server/jobs/job_notifier.h"
 #include "server/jobs/job_store.h"
@@ -20,7 +22,9 @@ class QuantizationService : public v1::QuantizationService::CallbackService {
     DataRoot root;
     std::function<void()> wake_worker = [] {};  // a job was submitted or cancelled
   };
-  QuantizationService(Options options, JobStore& store, JobNotifier& notifier, Metrics& metrics);
+  // `names` is held while a name is checked and taken.
+  QuantizationService(Options options, JobStore& store, absl::Mutex& names, JobNotifier& notifier,
+                      Metrics& metrics);
 
   grpc::ServerUnaryReactor* SubmitJob(grpc::CallbackServerContext* context,
                                       const v1::SubmitJobRequest* request,
@@ -44,11 +48,14 @@ class QuantizationService : public v1::QuantizationService::CallbackService {
 
  private:
   absl::StatusOr<Job> Submit(const v1::SubmitJobRequest& request);
+  // Unless another request has taken the output or removed the model meanwhile.
+  absl::StatusOr<JobStore::Submitted> Store(const NewJob& submitted) ABSL_LOCKS_EXCLUDED(names_);
   absl::Status Get(const v1::GetJobRequest& request, v1::Job& response);
   absl::Status List(const v1::ListJobsRequest& request, v1::ListJobsResponse& response);
 
   const Options options_;
   JobStore& store_;
+  absl::Mutex& names_;
   JobNotifier& notifier_;
   Metrics& metrics_;
   TaskThread submissions_;  // checks read and tokenize the corpus: seconds, not for an RPC thread

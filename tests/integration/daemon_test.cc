@@ -15,7 +15,7 @@
 #include "nibble/v1/quantization.grpc.pb.h"
 #include "tests/fixtures/tiny_llama.h"
 #include "tests/integration/daemon_process.h"
-#include "tests/server/temp_folder.h"
+#include "tests/temp_folder.h"
 
 namespace nibble {
 namespace {

@@ -23,6 +23,27 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(const std::filesystem::pa
   });
 }
 
+int64_t Decoder::weight_bytes() const {
+  int64_t bytes = 0;
+  const auto add = [&](const at::Tensor& tensor) {
+    if (tensor.defined()) bytes += static_cast<int64_t>(tensor.nbytes());
+  };
+  add(ends_.embedding);
+  add(ends_.positions);
+  add(ends_.project_in);
+  add(ends_.project_out);
+  if (!ends_.head.is_same(ends_.embedding)) add(ends_.head);
+  for (const DecoderLayer& layer : layers_) {
+    for (const LayerLinear& linear : layer.linears) {
+      add(linear.weights.weight);
+      add(linear.weights.bias);
+      add(linear.weights.lorc_a);
+      add(linear.weights.lorc_b);
+    }
+  }
+  return bytes;
+}
+
 std::vector<KvBlocks> Decoder::MakeCache(int64_t blocks, int64_t block_size) const {
   std::vector<KvBlocks> cache;
   for (int64_t i = 0; i < config_.layers; ++i) {

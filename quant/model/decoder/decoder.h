@@ -107,6 +107,7 @@ class Decoder {
   static absl::StatusOr<std::unique_ptr<Decoder>> Load(const std::filesystem::path& folder,
                                                        Compute compute);
   const ModelConfig& config() const { return config_; }
+  int64_t weight_bytes() const;  // in memory
   std::vector<KvBlocks> MakeCache(int64_t blocks, int64_t block_size) const;
   // Hidden states after the last layer; `cache` has one entry per layer, or is null for windows
   // that start at position 0.

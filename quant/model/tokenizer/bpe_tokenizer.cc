@@ -6,7 +6,7 @@
 #include "quant/base/status_macros.h"
 #include "quant/base/strings.h"
 #include "quant/model/tokenizer/byte_level.h"
-#include "quant/model/tokenizer/utf8.h"
+#include "quant/base/utf8.h"
 
 namespace nibble {
 namespace {

@@ -2,7 +2,7 @@
 
 #include <array>
 
-#include "quant/model/tokenizer/utf8.h"
+#include "quant/base/utf8.h"
 
 namespace nibble {
 namespace {

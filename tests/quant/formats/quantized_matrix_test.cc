@@ -205,7 +205,7 @@ TEST_F(ValidateTest, RefusesWrongSizes) {
   ExpectRefused(matrix, "shape is [0, 40]");
   matrix = m2.matrix;
   matrix.spec.group_size = 0;
-  ExpectRefused(matrix, "group_size is 0");
+  ExpectRefused(matrix, "group_size: found 0");
 }
 
 }  // namespace

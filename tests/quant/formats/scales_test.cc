@@ -258,7 +258,7 @@ TEST(WeightSpecTest, AcceptsOnlyWhatIsDefined) {
   for (const int group : {0, 1, -2, 17, 48, 2048}) {
     const absl::Status status = Spec(Format::kE2M1, group).Validate();
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << group;
-    EXPECT_NE(std::string(status.message()).find("group_size is "), std::string::npos);
+    EXPECT_NE(std::string(status.message()).find("group_size: found "), std::string::npos);
   }
   WeightSpec spec = Spec(Format::kE2M1, 16);
   spec.asymmetric = true;

@@ -349,7 +349,7 @@ TEST(QuantizeGptqTest, RefusesBadInputWithTheLayersName) {
       "layers.3.o_proj: the Hessian's factor");
   ExpectRefused(
       QuantizeRtn("layers.3.o_proj", RandomWeights(2, 16, 1), Spec(Format::kE2M1, 0, kM2)).status(),
-      "layers.3.o_proj: group_size is 0");
+      "layers.3.o_proj: group_size: found 0");
   ExpectRefused(QuantizeRtn("layers.3.o_proj", at::zeros({4}), spec).status(),
                 "layers.3.o_proj: weight has 1 dimensions");
   GptqOptions no_block;

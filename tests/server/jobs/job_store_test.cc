@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "tests/server/temp_folder.h"
+#include "tests/temp_folder.h"
 
 namespace nibble {
 namespace {
@@ -97,9 +97,9 @@ TEST_F(JobStoreTest, SameRequestIdAndSpecIsTheSameJob) {
 TEST_F(JobStoreTest, AnOutputBelongsToOneLiveJob) {
   const Job first = Submit(Request("out"));
   EXPECT_EQ(CodeOf(store_->Submit(Request("out")).status()), absl::StatusCode::kAlreadyExists);
-  EXPECT_TRUE(store_->OutputIsLive("out").value());
+  EXPECT_NE(store_->LiveJobOf("out").value(), "");
   ASSERT_TRUE(store_->Cancel(first.id).ok());
-  EXPECT_FALSE(store_->OutputIsLive("out").value());
+  EXPECT_EQ(store_->LiveJobOf("out").value(), "");
   EXPECT_TRUE(store_->Submit(Request("out")).ok());
 }
 
@@ -129,7 +129,7 @@ TEST_F(JobStoreTest, EventsAreSequencedAndResumable) {
   const Job job = Submit(Request("out"));
   Claim();
   for (int layer = 1; layer <= 3; ++layer) {
-    ASSERT_TRUE(store_->Report({job.id, 1}, {2, layer, 3, 0.25, 1.5}, "report").ok());
+    ASSERT_TRUE(store_->Report({job.id, 1}, {2, layer, 3, 0.25, 1.5}, "", "report").ok());
   }
   ASSERT_TRUE(store_->Succeed({job.id, 1}, "summary").ok());
   const auto events = store_->Events(job.id, 0, 100).value();
@@ -166,7 +166,7 @@ TEST_F(JobStoreTest, AnOlderAttemptIsFencedOff) {
   const Lease current = LeaseOf(Claim());
   EXPECT_EQ(current.attempt, 2);
 
-  EXPECT_EQ(CodeOf(store_->Report(old, {}, "")), absl::StatusCode::kAborted);
+  EXPECT_EQ(CodeOf(store_->Report(old, {}, "", "")), absl::StatusCode::kAborted);
   EXPECT_EQ(CodeOf(store_->Succeed(old, "")), absl::StatusCode::kAborted);
   EXPECT_EQ(CodeOf(store_->Fail(old, absl::InternalError("x"))), absl::StatusCode::kAborted);
   EXPECT_EQ(CodeOf(store_->EndCancelled(old)), absl::StatusCode::kAborted);
@@ -220,7 +220,7 @@ TEST_F(JobStoreTest, CancellingARunningJobTellsItsWorker) {
   const Lease lease = LeaseOf(Claim());
   EXPECT_EQ(store_->Cancel(job.id).value().state, JobState::kCancelling);
   EXPECT_EQ(store_->Cancel(job.id).value().state, JobState::kCancelling);
-  EXPECT_EQ(CodeOf(store_->Report(lease, {}, "")), absl::StatusCode::kCancelled);
+  EXPECT_EQ(CodeOf(store_->Report(lease, {}, "", "")), absl::StatusCode::kCancelled);
   EXPECT_TRUE(store_->EndCancelled(lease).ok());
   EXPECT_EQ(store_->Get(job.id).value().state, JobState::kCancelled);
 }

@@ -7,7 +7,7 @@
 #include <string>
 
 #include "absl/synchronization/mutex.h"
-#include "tests/server/temp_folder.h"
+#include "tests/temp_folder.h"
 
 namespace nibble {
 namespace {

@@ -4,7 +4,7 @@
 
 #include <optional>
 
-#include "tests/server/temp_folder.h"
+#include "tests/temp_folder.h"
 
 namespace nibble {
 namespace {

@@ -5,7 +5,7 @@
 #include <fstream>
 
 #include "quant/model/checkpoint/json.h"
-#include "tests/server/temp_folder.h"
+#include "tests/temp_folder.h"
 
 namespace nibble {
 namespace {

@@ -10,7 +10,7 @@
 #include <random>
 
 #include "quant/base/strings.h"
-#include "tests/server/temp_folder.h"
+#include "tests/temp_folder.h"
 
 namespace nibble {
 namespace {

@@ -6,7 +6,7 @@
 #include "quant/base/strings.h"
 #include "quant/model/checkpoint/json.h"
 #include "quant/model/tokenizer/tokenizer.h"
-#include "tests/server/temp_folder.h"
+#include "tests/temp_folder.h"
 
 namespace nibble {
 namespace {

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "quant/model/tokenizer/utf8.h"
+#include "quant/base/utf8.h"
 
 namespace nibble {
 namespace {

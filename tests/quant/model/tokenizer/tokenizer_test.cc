@@ -7,7 +7,7 @@
 
 #include "absl/strings/escaping.h"
 #include "quant/model/checkpoint/json.h"
-#include "quant/model/tokenizer/utf8.h"
+#include "quant/base/utf8.h"
 
 namespace nibble {
 namespace {

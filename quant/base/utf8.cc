@@ -1,4 +1,4 @@
-#include "quant/model/tokenizer/utf8.h"
+#include "quant/base/utf8.h"
 
 namespace nibble {
 namespace {

@@ -1,0 +1,267 @@
+// Whole jobs over a tiny random LLaMA: what they write, what they report, how they stop.
+#include "quant/pipeline/pipeline.h"
+
+#include <ATen/ATen.h>
+#include <c10/core/InferenceMode.h>
+#include <gmock/gmock.h>
+
+#include <fstream>
+#include <numeric>
+
+#include "quant/model/checkpoint/artifact.h"
+#include "quant/model/checkpoint/json.h"
+#include "quant/model/decoder/decoder.h"
+#include "tests/fixtures/tiny_llama.h"
+#include "tests/temp_folder.h"
+
+namespace nibble {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr int64_t kHidden = 64, kKvWidth = 32, kMlp = 128, kVocab = 256, kLayers = 2;
+constexpr int64_t kLinearWeights = 2 * kHidden * kHidden + 2 * kKvWidth * kHidden + 3 * kHidden * kMlp;
+
+class PipelineTest : public testing::Test {
+ protected:
+  PipelineTest() : checkpoint_(folder_.path() / "tiny"), artifact_(folder_.path() / "a" / "out") {
+    EXPECT_TRUE(WriteTinyLlama({.layers = kLayers}, checkpoint_).ok());
+    std::ofstream corpus(folder_.path() / "c.txt");
+    // Words that come again and again, so that inputs are correlated.
+    for (int i = 0; i < 600; ++i) corpus << "word" << (i * i) % 37 << ' ';
+    corpus.close();
+    spec_.weights = WeightSpec{.format = Format::kE2M1, .group_size = 32};
+    spec_.activations = ActivationSpec{.format = Format::kE4M3};
+    spec_.calibration = {.corpus = folder_.path() / "c.txt", .windows = 8, .window_tokens = 64};
+  }
+
+  absl::StatusOr<QuantizeSummary> Run(const QuantizeSpec& spec) {
+    return QuantizeModel(spec, checkpoint_, artifact_,
+                         [](const Progress&) { return absl::OkStatus(); });
+  }
+  // Of a run whose artifact is not kept.
+  QuantizeSummary Summary(const QuantizeSpec& spec) {
+    const auto summary = Run(spec);
+    EXPECT_TRUE(summary.ok()) << summary.status();
+    std::filesystem::remove_all(artifact_);
+    return summary.value_or(QuantizeSummary{});
+  }
+  Json ReadJson(const std::string& name) { return ReadJsonFile(artifact_ / name).value(); }
+  bool NothingLeft() {
+    return !std::filesystem::exists(artifact_.parent_path()) ||
+           std::filesystem::is_empty(artifact_.parent_path());
+  }
+  static at::Tensor LogitsOf(const std::filesystem::path& model) {
+    const c10::InferenceMode inference;
+    const auto decoder = Decoder::Load(model, Compute::kF32).value();
+    Batch batch;
+    for (int32_t i = 0; i < 40; ++i) batch.tokens.push_back(i * 5 % kVocab);
+    batch.segments = {{.first_row = 0, .length = 40, .position = 0, .blocks = {}}};
+    std::vector<int64_t> rows(40);
+    std::iota(rows.begin(), rows.end(), 0);
+    return decoder->Logits(decoder->Forward(batch, nullptr), rows);
+  }
+
+  TempFolder folder_;
+  std::filesystem::path checkpoint_;
+  std::filesystem::path artifact_;
+  QuantizeSpec spec_;
+};
+
+TEST_F(PipelineTest, TheReportCountsWhatIsStored) {
+  spec_.lorc_rank = 2;
+  std::vector<LayerReport> layers;
+  double last_error = 0;
+  const auto summary =
+      QuantizeModel(spec_, checkpoint_, artifact_, [&](const Progress& progress) {
+        if (progress.finished != nullptr) layers.push_back(*progress.finished);
+        EXPECT_EQ(progress.layers, kLayers);
+        last_error = progress.mean_output_error;
+        return absl::OkStatus();
+      });
+  ASSERT_TRUE(summary.ok()) << summary.status();
+  // Per group of 32: 4-bit codes and half a byte of k; a row scale of 32 bits; LoRC of 2 (N + K)
+  // bf16. Shapes 64x64 (q, o), 32x64 (k, v), 128x64 (gate, up), 64x128 (down).
+  const double rows = 2 * kHidden + 2 * kKvWidth + 2 * kMlp + kHidden;
+  const double lorc = 2.0 * 16 *
+                      (2 * (kHidden + kHidden) + 2 * (kKvWidth + kHidden) + 3 * (kMlp + kHidden));
+  const double bits = kLinearWeights * (4 + 4.0 / 32) + 32 * rows + lorc;
+  EXPECT_DOUBLE_EQ(summary->linear_bits_per_weight, bits / kLinearWeights);
+  const double rest = kVocab * kHidden + kHidden * (2 * kLayers + 1);
+  EXPECT_DOUBLE_EQ(summary->model_bits_per_weight,
+                   (kLayers * bits + 16 * rest) / (kLayers * kLinearWeights + rest));
+
+  ASSERT_EQ(layers.size(), static_cast<size_t>(kLayers));
+  double sum = 0;
+  for (const LayerReport& layer : layers) {
+    EXPECT_EQ(layer.linears.size(), 7u);
+    for (const LinearReport& linear : layer.linears) {
+      EXPECT_GT(linear.output_error, 0) << linear.name;
+      EXPECT_LT(linear.output_error, 0.1) << linear.name;
+      sum += linear.output_error;
+    }
+  }
+  EXPECT_DOUBLE_EQ(summary->mean_output_error, sum / (7 * kLayers));
+  EXPECT_DOUBLE_EQ(last_error, summary->mean_output_error);
+  const Json report = ReadJson("report.json");
+  EXPECT_EQ(report["parameters"], kLayers * kLinearWeights + rest);
+  EXPECT_EQ(report["layers"][1]["linears"][0]["name"], "model.layers.1.self_attn.q_proj");
+  int64_t bytes = 0;
+  for (const auto& file : std::filesystem::directory_iterator(artifact_)) bytes += file.file_size();
+  EXPECT_EQ(summary->artifact_bytes, bytes);
+}
+
+TEST_F(PipelineTest, TheManifestNamesInputsAndFilesByTheirSums) {
+  ASSERT_TRUE(Run(spec_).ok());
+  const Json manifest = ReadJson("nibble.json");
+  EXPECT_EQ(manifest["model"], "tiny");
+  for (const char* name : {"config.json", "model.safetensors", "tokenizer.json"}) {
+    EXPECT_EQ(manifest["inputs"][name], Sha256File(checkpoint_ / name).value()) << name;
+  }
+  EXPECT_EQ(manifest["calibration"]["sha256"], Sha256File(spec_.calibration.corpus).value());
+  EXPECT_EQ(manifest["calibration"]["windows"], 8);
+  size_t files = 0;
+  for (const auto& file : std::filesystem::directory_iterator(artifact_)) {
+    const std::string name = file.path().filename().string();
+    if (name == "nibble.json") continue;
+    ++files;
+    EXPECT_EQ(manifest["files"][name], Sha256File(file.path()).value()) << name;
+  }
+  EXPECT_EQ(manifest["files"].size(), files);
+  EXPECT_EQ(ReadJson("config.json")["quantization_config"]["quant_method"], "nibble");
+  EXPECT_TRUE(std::filesystem::exists(artifact_ / "tokenizer.json"));
+  EXPECT_EQ(ReadArtifact(artifact_, Verify::kChecksums).value().weights->group_size, 32);
+
+  std::ofstream(artifact_ / "tokenizer.json", std::ios::app) << ' ';
+  const auto status = ReadArtifact(artifact_, Verify::kChecksums).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
+  EXPECT_THAT(status.message(), HasSubstr("tokenizer.json"));
+}
+
+TEST_F(PipelineTest, TheSameJobGivesTheSameBytes) {
+  spec_.lorc_rank = 2;
+  const auto sums = [&] {
+    EXPECT_TRUE(Run(spec_).ok());
+    Json files = ReadJson("nibble.json")["files"];
+    files.erase("report.json");  // has times
+    std::filesystem::remove_all(artifact_);
+    return files;
+  };
+  EXPECT_EQ(sums(), sums());
+}
+
+TEST_F(PipelineTest, GptqErrsLessThanRtnAndLorcLessThanNone) {
+  const double gptq = Summary(spec_).mean_output_error;
+  QuantizeSpec rtn = spec_;
+  rtn.method = Method::kRtn;
+  const double rounded = Summary(rtn).mean_output_error;
+  EXPECT_LT(gptq, 0.8 * rounded);
+  QuantizeSpec lorc = spec_;
+  lorc.lorc_rank = 8;
+  lorc.lorc_metric = LorcMetric::kInput;
+  EXPECT_LT(Summary(lorc).mean_output_error, gptq);
+  QuantizeSpec eight = spec_;
+  eight.weights->format = Format::kInt8;
+  EXPECT_LT(Summary(eight).mean_output_error, 0.05 * gptq);
+}
+
+TEST_F(PipelineTest, WeightsLeftAloneGiveTheModelItself) {
+  spec_.weights.reset();
+  spec_.activations = ActivationSpec{.format = Format::kInt8, .asymmetric = true};
+  spec_.calibration.corpus.clear();
+  ASSERT_TRUE(Run(spec_).ok());
+  const at::Tensor original = LogitsOf(checkpoint_);
+  const at::Tensor made = LogitsOf(artifact_);
+  // bf16 weights and 8-bit activations: within a few parts in a hundred, and not the same.
+  const double difference = ((made - original).norm() / original.norm()).item<double>();
+  EXPECT_LT(difference, 0.05);
+  EXPECT_GT(difference, 0);
+}
+
+TEST_F(PipelineTest, ExcludedLinearsStayAndCount) {
+  spec_.exclude = {"model.layers.0.*", "*.down_proj"};
+  const auto summary = Run(spec_);
+  ASSERT_TRUE(summary.ok()) << summary.status();
+  const auto tensors = TensorSource::Open(artifact_).value();
+  EXPECT_TRUE(tensors->Contains("model.layers.0.self_attn.q_proj.weight"));
+  EXPECT_TRUE(tensors->Contains("model.layers.1.mlp.down_proj.weight"));
+  EXPECT_FALSE(tensors->Contains("model.layers.1.mlp.up_proj.weight"));
+  EXPECT_TRUE(tensors->Contains("model.layers.1.mlp.up_proj.weight_codes"));
+  const double down = kHidden * kMlp;
+  const double rows = 2 * kHidden + 2 * kKvWidth + 2 * kMlp;
+  const double bits = 16 * (kLinearWeights + down) + (kLinearWeights - down) * (4 + 4.0 / 32) +
+                      32 * rows;
+  EXPECT_DOUBLE_EQ(summary->linear_bits_per_weight, bits / (2 * kLinearWeights));
+  EXPECT_TRUE(Decoder::Load(artifact_, Compute::kF32).ok());
+}
+
+TEST_F(PipelineTest, AStopAtAnyMomentLeavesNothing) {
+  int calls = 0;
+  ASSERT_TRUE(QuantizeModel(spec_, checkpoint_, artifact_, [&](const Progress&) {
+                ++calls;
+                return absl::OkStatus();
+              }).ok());
+  std::filesystem::remove_all(artifact_);
+  EXPECT_GT(calls, 2 * 7 * kLayers);
+  for (int stop = 0; stop < calls; ++stop) {
+    int call = 0;
+    const auto stopped = QuantizeModel(spec_, checkpoint_, artifact_, [&](const Progress&) {
+      return call++ == stop ? absl::CancelledError("enough") : absl::OkStatus();
+    });
+    EXPECT_EQ(stopped.status().code(), absl::StatusCode::kCancelled) << "stop " << stop;
+    EXPECT_EQ(call, stop + 1);
+    EXPECT_TRUE(NothingLeft()) << "stop " << stop;
+  }
+}
+
+TEST_F(PipelineTest, WhatCannotWorkIsRefusedByField) {
+  const auto refuse = [&](const std::function<void(QuantizeSpec&)>& change,
+                          const std::string& words) {
+    QuantizeSpec spec = spec_;
+    change(spec);
+    const absl::Status checked = CheckQuantizeSpec(spec, checkpoint_);
+    EXPECT_EQ(checked.code(), absl::StatusCode::kInvalidArgument) << words;
+    EXPECT_THAT(checked.message(), HasSubstr(words));
+    EXPECT_EQ(Run(spec).status(), checked);
+    EXPECT_TRUE(NothingLeft()) << words;
+  };
+  refuse([](auto& s) { s.weights->group_size = 0; }, "group_size: found 0");
+  refuse([](auto& s) { s.lorc_rank = 33; }, "lorc_rank: found 33, expected at most 32");
+  refuse([](auto& s) { s.exclude = {"*.nothing"}; }, "exclude: found '*.nothing'");
+  refuse([](auto& s) { s.exclude = {"*"}; }, "exclude: found patterns that meet every linear");
+  refuse([](auto& s) { s.calibration.corpus.clear(); }, "corpus: found none");
+  refuse([](auto& s) { s.calibration.window_tokens = 129; }, "window: found 129");
+  refuse([](auto& s) { s.calibration.windows = 0; }, "windows: found 0");
+  refuse([](auto& s) { s.weights->asymmetric = true; }, "weights_asymmetric: found true");
+  refuse(
+      [](auto& s) {
+        s.weights.reset();
+        s.activations.reset();
+      },
+      "weights: found none");
+}
+
+TEST_F(PipelineTest, ABadWeightIsNamed) {
+  // One NaN in the first layer's up_proj.
+  const auto tensors = TensorSource::Open(checkpoint_).value();
+  std::vector<NamedTensor> broken;
+  for (const std::string& name : tensors->Names()) {
+    const TensorView view = tensors->Find(name).value();
+    broken.push_back({name, view.dtype, view.shape, {view.bytes.begin(), view.bytes.end()}});
+    if (name == "model.layers.0.mlp.up_proj.weight") broken.back().bytes[3] = 0x7f;
+    if (name == "model.layers.0.mlp.up_proj.weight") broken.back().bytes[2] = 0xc0;
+  }
+  std::filesystem::path copy = folder_.path() / "broken";
+  std::filesystem::copy(checkpoint_, copy);
+  ASSERT_TRUE(WriteSafetensors(copy / "model.safetensors", broken).ok());
+  spec_.method = Method::kRtn;
+  spec_.calibration.corpus.clear();
+  const auto status = QuantizeModel(spec_, copy, artifact_, [](const Progress&) {
+                        return absl::OkStatus();
+                      }).status();
+  EXPECT_THAT(status.message(), HasSubstr("model.layers.0.mlp.up_proj"));
+  EXPECT_TRUE(NothingLeft());
+}
+
+}  // namespace
+}  // namespace nibble
