@@ -332,18 +332,19 @@ TEST_F(ServingTest, ValuesOutsideTheApiAreRefusedAndTheRestIsNamed) {
 }
 
 TEST_F(ServingTest, ARequestLongerThanTheCacheIsRefusedAndAnUnlimitedOneFitsIt) {
-  // 64 tokens: two layers of keys and values, 2 heads of 8, in f32.
+  // Four layers of keys and values, two heads of 16, in f32: 1 KiB a token, so 64 blocks of 16.
+  ASSERT_TRUE(WriteTinyLlama({.context = kContext}, folder_.path() / "models" / "wide").ok());
   daemon_.reset();
-  daemon_ = std::make_unique<DaemonProcess>(
-      NIBBLED_PATH, folder_.path(),
-      std::vector<std::string>{"--kv-bytes", std::to_string(64 * 2 * 2 * 2 * 8 * 4)});
+  daemon_ = std::make_unique<DaemonProcess>(NIBBLED_PATH, folder_.path(),
+                                            std::vector<std::string>{"--kv-bytes", "1048576"});
   inference_ = v1::InferenceService::NewStub(
       grpc::CreateChannel(daemon_->grpc_address(), grpc::InsecureChannelCredentials()));
-  ExpectRefused(Request("some text", 60), grpc::StatusCode::RESOURCE_EXHAUSTED,
-                "KV cache: found 4 blocks, expected at least 5");
-  v1::GenerateRequest unlimited = Request("some text", 0);
-  unlimited.clear_max_tokens();
-  EXPECT_EQ(Generate(unlimited).tokens().size(), 64u - 9);
+  v1::GenerateRequest request = Request("some text", 1016);
+  request.set_model("wide");
+  ExpectRefused(request, grpc::StatusCode::RESOURCE_EXHAUSTED,
+                "KV cache: found 64 blocks, expected at least 65");
+  request.clear_max_tokens();
+  EXPECT_EQ(Generate(request).tokens().size(), 1024u - 9);
 }
 
 TEST_F(ServingTest, ACancelledStreamFreesItsBlocks) {
