@@ -39,8 +39,8 @@ int64_t ParseEntry(const std::string& text) {
 absl::Status CheckUtf8(const std::vector<std::string>& arguments) {
   for (const std::string& argument : arguments) {
     if (IsValidUtf8(argument)) continue;
-    return absl::InvalidArgumentError(StrCat("an argument: found \"", ReplaceInvalidUtf8(argument),
-                                             "\", expected valid UTF-8"));
+    return absl::InvalidArgumentError(
+        StrCat("an argument: found \"", ReplaceInvalidUtf8(argument), "\", expected valid UTF-8"));
   }
   return absl::OkStatus();
 }

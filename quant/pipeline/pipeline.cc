@@ -44,8 +44,8 @@ constexpr const char* kTokenizerFiles[] = {"tokenizer.json",
                                            "chat_template.jinja"};
 
 // What a job reads of a checkpoint beside its tensors.
-constexpr const char* kInputFiles[] = {"config.json",           "model.safetensors.index.json",
-                                       "tokenizer.json",        "tokenizer_config.json",
+constexpr const char* kInputFiles[] = {"config.json", "model.safetensors.index.json",
+                                       "tokenizer.json", "tokenizer_config.json",
                                        "generation_config.json"};
 
 int64_t PeakBytes() {

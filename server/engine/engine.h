@@ -72,8 +72,8 @@ class Engine {
   virtual ~Engine() = default;
 
   // INVALID_ARGUMENT when the prompt is empty, beyond the vocabulary, or with max_tokens beyond the
-  // context; RESOURCE_EXHAUSTED when it can never fit the KV pool, or when too many wait. Every accepted request gets
-  // exactly one finishing event per choice.
+  // context; RESOURCE_EXHAUSTED when it can never fit the KV pool, or when too many wait. Every
+  // accepted request gets exactly one finishing event per choice.
   virtual absl::StatusOr<RequestId> Submit(EngineRequest request, EngineCallback callback) = 0;
   // Ends the request within a step, its blocks freed; unknown ids are ignored.
   virtual void Cancel(RequestId id) = 0;

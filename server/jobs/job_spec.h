@@ -11,7 +11,7 @@
 namespace nibble::v1 {
 class CorpusRef;
 class JobSpec;
-}
+}  // namespace nibble::v1
 
 namespace nibble {
 

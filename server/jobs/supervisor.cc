@@ -50,9 +50,8 @@ absl::Status RemoveStaging(const std::filesystem::path& artifacts) {
 // What workers committed and died before they could say so. The output's name is the job's own
 // while it lives.
 absl::Status RemoveUnreported(const std::filesystem::path& artifacts, JobStore& store) {
-  const JobFilter held = {.states = {JobState::kRunning, JobState::kCancelling},
-                          .labels = {},
-                          .model = {}};
+  const JobFilter held = {
+      .states = {JobState::kRunning, JobState::kCancelling}, .labels = {}, .model = {}};
   NIBBLE_ASSIGN_OR_RETURN(const JobPage jobs, store.List(held, kMostWorkers, ""));
   for (const Job& job : jobs.jobs) {
     NIBBLE_RETURN_IF_ERROR(Remove(artifacts / job.submitted.output));

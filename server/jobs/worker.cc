@@ -115,8 +115,8 @@ class Worker {
     std::string warning;
     for (const LinearReport& linear : report.linears) {
       if (linear.damping_escalations == 0) continue;
-      warning += StrCat(warning.empty() ? "" : "; ", linear.name, ": damping raised to ",
-                        linear.damping);
+      warning +=
+          StrCat(warning.empty() ? "" : "; ", linear.name, ": damping raised to ", linear.damping);
     }
     return warning;
   }
@@ -132,9 +132,9 @@ class Worker {
                              .mean_output_error = progress.mean_output_error,
                              .seconds = progress.seconds};
     const bool finished = progress.finished != nullptr;
-    NIBBLE_RETURN_IF_ERROR(store_->Report(
-        lease, row, finished ? Warning(*progress.finished) : std::string(),
-        finished ? SerializeLayerReport(*progress.finished, spec) : std::string()));
+    NIBBLE_RETURN_IF_ERROR(
+        store_->Report(lease, row, finished ? Warning(*progress.finished) : std::string(),
+                       finished ? SerializeLayerReport(*progress.finished, spec) : std::string()));
     line_.Tell(lease.job, finished ? 1 : 0);
     return absl::OkStatus();
   }

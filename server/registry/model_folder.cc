@@ -75,9 +75,8 @@ absl::StatusOr<ModelFolder> ReadModelFolder(const fs::path& path) {
   }
   std::error_code error;
   const auto written = fs::last_write_time(path / "config.json", error);
-  folder.created = absl::FromChrono(
-      std::chrono::time_point_cast<std::chrono::microseconds>(
-          std::chrono::file_clock::to_sys(written)));
+  folder.created = absl::FromChrono(std::chrono::time_point_cast<std::chrono::microseconds>(
+      std::chrono::file_clock::to_sys(written)));
   for (const fs::directory_entry& entry : fs::directory_iterator(path, error)) {
     if (entry.is_regular_file(error)) folder.bytes += static_cast<int64_t>(entry.file_size(error));
   }

@@ -146,8 +146,7 @@ absl::Status Registry::Delete(const std::string& name) {
                           FindModel(options_.root, "name", name));
   absl::MutexLock lock(&mutex_);
   for (const auto& [key, entry] : entries_) {
-    const bool idle =
-        entry.waiting.empty() && entry.unloading.empty() && entry.used.expired();
+    const bool idle = entry.waiting.empty() && entry.unloading.empty() && entry.used.expired();
     if (key.first == name && !idle) {
       return FieldError(absl::StatusCode::kFailedPrecondition, "name",
                         StrCat("\"", name, "\", loaded"), "a model that is not loaded or in use");

@@ -94,7 +94,7 @@ class Registry {
   struct Entry {
     ModelHandle kept;
     std::weak_ptr<const LoadedModel> used;
-    std::vector<Waiter> waiting;     // not empty: it is loading
+    std::vector<Waiter> waiting;      // not empty: it is loading
     std::vector<Unloaded> unloading;  // not empty: its last requests end
     absl::Status failure;
     absl::Time loaded_at;

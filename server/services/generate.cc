@@ -100,8 +100,8 @@ class Generation : public StreamWriter<v1::GenerateResponse> {
 
   v1::GenerateResponse StartMessage(const EngineRequest& spec) const {
     v1::GenerateResponse message;
-    message.mutable_start()->set_request_id(
-        request_.request_id().empty() ? MakeRequestId() : request_.request_id());
+    message.mutable_start()->set_request_id(request_.request_id().empty() ? MakeRequestId()
+                                                                          : request_.request_id());
     message.mutable_start()->set_version(1);
     message.mutable_start()->set_seed(spec.sampling.seed);
     return message;

@@ -37,9 +37,9 @@ absl::Status ReadWeights(const JsonObject& json, v1::JobSpec& spec) {
   NIBBLE_ASSIGN_OR_RETURN(const auto scale,
                           ParseEnum<v1::ScaleConstraint>(json, "scale", "SCALE_CONSTRAINT_",
                                                          v1::ScaleConstraint_Parse));
-  NIBBLE_ASSIGN_OR_RETURN(const auto rounding,
-                          ParseEnum<v1::M2Rounding>(json, "m2_rounding", "M2_ROUNDING_",
-                                                    v1::M2Rounding_Parse));
+  NIBBLE_ASSIGN_OR_RETURN(
+      const auto rounding,
+      ParseEnum<v1::M2Rounding>(json, "m2_rounding", "M2_ROUNDING_", v1::M2Rounding_Parse));
   spec.set_weights(format);
   spec.set_weights_asymmetric(asymmetric);
   spec.set_group_size(static_cast<int32_t>(group));
@@ -64,9 +64,9 @@ absl::Status ReadSolver(const JsonObject& json, v1::JobSpec& spec) {
   NIBBLE_ASSIGN_OR_RETURN(const bool act_order, json.Bool("act_order"));
   NIBBLE_ASSIGN_OR_RETURN(const double damping, json.Number("damping", {}));
   NIBBLE_ASSIGN_OR_RETURN(const int64_t rank, json.Int("lorc_rank", {.min = 0, .max = 1 << 20}));
-  NIBBLE_ASSIGN_OR_RETURN(const auto metric,
-                          ParseEnum<v1::LorcMetric>(json, "lorc_metric", "LORC_METRIC_",
-                                                    v1::LorcMetric_Parse));
+  NIBBLE_ASSIGN_OR_RETURN(
+      const auto metric,
+      ParseEnum<v1::LorcMetric>(json, "lorc_metric", "LORC_METRIC_", v1::LorcMetric_Parse));
   NIBBLE_ASSIGN_OR_RETURN(const auto compute,
                           ParseEnum<v1::Compute>(json, "compute", "COMPUTE_", v1::Compute_Parse));
   spec.set_method(method);

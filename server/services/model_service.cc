@@ -39,10 +39,10 @@ absl::StatusOr<std::optional<Compute>> CheckLoad(const v1::LoadOptions& options)
   };
   if (!v1::Compute_IsValid(options.compute()) ||
       !v1::KvCacheFormat_IsValid(options.kv_cache_format())) {
-    return FieldError(absl::StatusCode::kInvalidArgument, "options",
-                      StrCat("compute ", options.compute(), ", kv_cache_format ",
-                             options.kv_cache_format()),
-                      "values of the API");
+    return FieldError(
+        absl::StatusCode::kInvalidArgument, "options",
+        StrCat("compute ", options.compute(), ", kv_cache_format ", options.kv_cache_format()),
+        "values of the API");
   }
   if (options.kv_cache_format() == v1::KV_CACHE_FORMAT_E4M3)
     return refuse("options.kv_cache_format");
@@ -73,8 +73,7 @@ grpc::ServerUnaryReactor* ModelService::Start(grpc::CallbackServerContext* conte
 grpc::ServerUnaryReactor* ModelService::Answer(grpc::CallbackServerContext* context,
                                                const char* method,
                                                std::function<absl::Status()> work) {
-  return Start(context, method,
-               [work = std::move(work)](const Finish& finish) { finish(work()); });
+  return Start(context, method, [work = std::move(work)](const Finish& finish) { finish(work()); });
 }
 
 absl::Status ModelService::Get(const std::string& name, bool report, v1::Model& response) {
@@ -144,11 +143,11 @@ grpc::ServerUnaryReactor* ModelService::LoadModel(grpc::CallbackServerContext* c
     if (absl::Status status = CheckVersion(request->version()); !status.ok()) return finish(status);
     const absl::StatusOr<std::optional<Compute>> compute = CheckLoad(request->options());
     if (!compute.ok()) return finish(compute.status());
-    registry_.Acquire(request->name(), *compute, Keep::kStay,
-                      [=, this](const absl::StatusOr<ModelHandle>& model) {
-                        finish(model.ok() ? Get(request->name(), false, *response)
-                                          : model.status());
-                      });
+    registry_.Acquire(
+        request->name(), *compute, Keep::kStay,
+        [=, this](const absl::StatusOr<ModelHandle>& model) {
+          finish(model.ok() ? Get(request->name(), false, *response) : model.status());
+        });
   });
 }
 
@@ -181,8 +180,8 @@ grpc::ServerReadReactor<v1::UploadRequest>* ModelService::Upload(grpc::CallbackS
   return StreamNotServed<grpc::ServerReadReactor<v1::UploadRequest>>(metrics_, "Upload");
 }
 
-grpc::ServerWriteReactor<v1::DownloadResponse>* ModelService::Download(
-    grpc::CallbackServerContext*, const v1::DownloadRequest*) {
+grpc::ServerWriteReactor<v1::DownloadResponse>* ModelService::Download(grpc::CallbackServerContext*,
+                                                                       const v1::DownloadRequest*) {
   return StreamNotServed<grpc::ServerWriteReactor<v1::DownloadResponse>>(metrics_, "Download");
 }
 

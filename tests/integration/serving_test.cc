@@ -446,7 +446,8 @@ TEST_F(ServingTest, BadEvaluationsAreRefusedByField) {
     EXPECT_EQ(status.error_code(), code) << status.error_message();
     EXPECT_THAT(status.error_message(), HasSubstr(words));
   };
-  refuse(Evaluation("none.txt", 100), grpc::StatusCode::NOT_FOUND, "corpus.name: found \"none.txt\"");
+  refuse(Evaluation("none.txt", 100), grpc::StatusCode::NOT_FOUND,
+         "corpus.name: found \"none.txt\"");
   refuse(Evaluation("../text.txt", 100), grpc::StatusCode::INVALID_ARGUMENT, "corpus.name");
   refuse(Evaluation("text.txt", 1), grpc::StatusCode::INVALID_ARGUMENT, "window: found 1");
   refuse(Evaluation("text.txt", kContext + 1), grpc::StatusCode::INVALID_ARGUMENT,

@@ -4,8 +4,8 @@
 
 #include "quant/base/status_macros.h"
 #include "quant/base/strings.h"
-#include "quant/model/checkpoint/json.h"
 #include "quant/base/utf8.h"
+#include "quant/model/checkpoint/json.h"
 
 namespace nibble {
 namespace {

@@ -5,8 +5,8 @@
 
 #include "quant/base/status_macros.h"
 #include "quant/base/strings.h"
-#include "quant/model/tokenizer/byte_level.h"
 #include "quant/base/utf8.h"
+#include "quant/model/tokenizer/byte_level.h"
 
 namespace nibble {
 namespace {

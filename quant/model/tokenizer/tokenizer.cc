@@ -1,9 +1,9 @@
 #include "quant/model/tokenizer/tokenizer.h"
 
 #include "quant/base/status_macros.h"
+#include "quant/base/utf8.h"
 #include "quant/model/checkpoint/json.h"
 #include "quant/model/tokenizer/bpe_tokenizer.h"
-#include "quant/base/utf8.h"
 
 namespace nibble {
 namespace {

@@ -20,7 +20,8 @@ namespace {
 using ::testing::HasSubstr;
 
 constexpr int64_t kHidden = 64, kKvWidth = 32, kMlp = 128, kVocab = 256, kLayers = 2;
-constexpr int64_t kLinearWeights = 2 * kHidden * kHidden + 2 * kKvWidth * kHidden + 3 * kHidden * kMlp;
+constexpr int64_t kLinearWeights =
+    2 * kHidden * kHidden + 2 * kKvWidth * kHidden + 3 * kHidden * kMlp;
 
 class PipelineTest : public testing::Test {
  protected:
@@ -72,19 +73,18 @@ TEST_F(PipelineTest, TheReportCountsWhatIsStored) {
   spec_.lorc_rank = 2;
   std::vector<LayerReport> layers;
   double last_error = 0;
-  const auto summary =
-      QuantizeModel(spec_, checkpoint_, artifact_, [&](const Progress& progress) {
-        if (progress.finished != nullptr) layers.push_back(*progress.finished);
-        EXPECT_EQ(progress.layers, kLayers);
-        last_error = progress.mean_output_error;
-        return absl::OkStatus();
-      });
+  const auto summary = QuantizeModel(spec_, checkpoint_, artifact_, [&](const Progress& progress) {
+    if (progress.finished != nullptr) layers.push_back(*progress.finished);
+    EXPECT_EQ(progress.layers, kLayers);
+    last_error = progress.mean_output_error;
+    return absl::OkStatus();
+  });
   ASSERT_TRUE(summary.ok()) << summary.status();
   // Per group of 32: 4-bit codes and half a byte of k; a row scale of 32 bits; LoRC of 2 (N + K)
   // bf16. Shapes 64x64 (q, o), 32x64 (k, v), 128x64 (gate, up), 64x128 (down).
   const double rows = 2 * kHidden + 2 * kKvWidth + 2 * kMlp + kHidden;
-  const double lorc = 2.0 * 16 *
-                      (2 * (kHidden + kHidden) + 2 * (kKvWidth + kHidden) + 3 * (kMlp + kHidden));
+  const double lorc =
+      2.0 * 16 * (2 * (kHidden + kHidden) + 2 * (kKvWidth + kHidden) + 3 * (kMlp + kHidden));
   const double bits = kLinearWeights * (4 + 4.0 / 32) + 32 * rows + lorc;
   EXPECT_DOUBLE_EQ(summary->linear_bits_per_weight, bits / kLinearWeights);
   const double rest = kVocab * kHidden + kHidden * (2 * kLayers + 1);
@@ -189,8 +189,8 @@ TEST_F(PipelineTest, ExcludedLinearsStayAndCount) {
   EXPECT_TRUE(tensors->Contains("model.layers.1.mlp.up_proj.weight_codes"));
   const double down = kHidden * kMlp;
   const double rows = 2 * kHidden + 2 * kKvWidth + 2 * kMlp;
-  const double bits = 16 * (kLinearWeights + down) + (kLinearWeights - down) * (4 + 4.0 / 32) +
-                      32 * rows;
+  const double bits =
+      16 * (kLinearWeights + down) + (kLinearWeights - down) * (4 + 4.0 / 32) + 32 * rows;
   EXPECT_DOUBLE_EQ(summary->linear_bits_per_weight, bits / (2 * kLinearWeights));
   EXPECT_TRUE(Decoder::Load(artifact_, Compute::kF32).ok());
 }

@@ -133,8 +133,7 @@ TEST_F(RegistryTest, OneComputeIsKeptAndTheOtherMayBeUsedBeside) {
 TEST_F(RegistryTest, AFailedLoadIsToldAndMayBeTriedAgain) {
   may_load_.Notify();
   fails_ = true;
-  EXPECT_EQ(Acquire("tiny", std::nullopt, Keep::kStay).status().message(),
-            "a tensor is broken");
+  EXPECT_EQ(Acquire("tiny", std::nullopt, Keep::kStay).status().message(), "a tensor is broken");
   EXPECT_EQ(registry_->StatusOf("tiny").state, ModelState::kLoadFailed);
   EXPECT_EQ(registry_->StatusOf("tiny").failure.message(), "a tensor is broken");
   fails_ = false;

@@ -6,8 +6,8 @@
 #include <random>
 
 #include "absl/strings/escaping.h"
-#include "quant/model/checkpoint/json.h"
 #include "quant/base/utf8.h"
+#include "quant/model/checkpoint/json.h"
 
 namespace nibble {
 namespace {
