@@ -182,8 +182,7 @@ class DownloadStream : public grpc::ServerWriteReactor<v1::DownloadResponse> {
 
 grpc::ServerWriteReactor<v1::DownloadResponse>* StartDownload(const v1::DownloadRequest& request,
                                                               const DataRoot& root,
-                                                              Metrics& metrics,
-                                                              TaskThread& tasks) {
+                                                              Metrics& metrics, TaskThread& tasks) {
   return new DownloadStream(request, root, metrics, tasks);
 }
 

@@ -59,7 +59,8 @@ absl::StatusOr<std::vector<int32_t>> PromptTokens(const Registry& registry,
       tokens.assign(request.token_ids().ids().begin(), request.token_ids().ids().end());
       break;
     case v1::GenerateRequest::kChat: {
-      NIBBLE_ASSIGN_OR_RETURN(tokens, ChatTokens(registry, model.name, *model.tokenizer, request.chat()));
+      NIBBLE_ASSIGN_OR_RETURN(tokens,
+                              ChatTokens(registry, model.name, *model.tokenizer, request.chat()));
       break;
     }
     case v1::GenerateRequest::PROMPT_NOT_SET:

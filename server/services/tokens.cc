@@ -55,8 +55,8 @@ absl::Status Detokenize(const Registry& registry, const v1::DetokenizeRequest& r
   const std::vector<int32_t> tokens(request.token_ids().begin(), request.token_ids().end());
   NIBBLE_ASSIGN_OR_RETURN(
       *response.mutable_text(),
-      tokenizer->Decode(tokens, request.skip_special_tokens() ? DecodeSpecial::kSkip
-                                                              : DecodeSpecial::kKeep));
+      tokenizer->Decode(
+          tokens, request.skip_special_tokens() ? DecodeSpecial::kSkip : DecodeSpecial::kKeep));
   response.set_version(1);
   return absl::OkStatus();
 }

@@ -131,8 +131,7 @@ absl::Status Upload::Restore() {
     std::error_code error;
     UploadProgress& progress = progress_.emplace_back();
     progress.complete = fs::exists(folder_ / file.path, error);
-    progress.received =
-        progress.complete ? file.size : SizeOf(folder_ / StrCat(file.path, kPart));
+    progress.received = progress.complete ? file.size : SizeOf(folder_ / StrCat(file.path, kPart));
     if (error) return IoError(folder_, "read", error.value());
   }
   return absl::OkStatus();
@@ -159,10 +158,10 @@ absl::Status Upload::Append(std::string_view bytes) {
   const UploadFile& file = spec_.files[current_];
   UploadProgress& progress = progress_[current_];
   if (progress.received + static_cast<int64_t>(bytes.size()) > file.size) {
-    return FieldError(absl::StatusCode::kOutOfRange, "data",
-                      StrCat(progress.received + static_cast<int64_t>(bytes.size()), " bytes of ",
-                             file.path),
-                      StrCat("at most ", file.size));
+    return FieldError(
+        absl::StatusCode::kOutOfRange, "data",
+        StrCat(progress.received + static_cast<int64_t>(bytes.size()), " bytes of ", file.path),
+        StrCat("at most ", file.size));
   }
   while (!bytes.empty()) {
     const ssize_t count = write(file_.get(), bytes.data(), bytes.size());

@@ -1,5 +1,5 @@
-// Uploads of models and corpora: staged under the data root's uploads/, kept over broken streams and
-// restarts, committed by a rename. Knows no RPC.
+// Uploads of models and corpora: staged under the data root's uploads/, kept over broken streams
+// and restarts, committed by a rename. Knows no RPC.
 #pragma once
 
 #include <cstdint>
@@ -39,7 +39,7 @@ struct UploadSpec {
 };
 
 struct UploadProgress {
-  int64_t received = 0;  // bytes on disk
+  int64_t received = 0;   // bytes on disk
   bool complete = false;  // and of the right sha256
 };
 
@@ -87,16 +87,15 @@ class UploadStore {
  public:
   struct Options {
     DataRoot root;
-    int64_t quota_bytes = 0;                   // of everything under the data root; 0: none
-    absl::Duration keep = absl::Hours(24);     // what is not resumed for so long is removed
+    int64_t quota_bytes = 0;                // of everything under the data root; 0: none
+    absl::Duration keep = absl::Hours(24);  // what is not resumed for so long is removed
     // Says whether a model's name is free of unfinished jobs; called under `names`.
     std::function<absl::Status(const std::string& name)> check_free = [](const std::string&) {
       return absl::OkStatus();
     };
   };
   // `names` is held while a name is checked and taken.
-  UploadStore(Options options, absl::Mutex& names)
-      : options_(std::move(options)), names_(names) {}
+  UploadStore(Options options, absl::Mutex& names) : options_(std::move(options)), names_(names) {}
 
   // Begins an upload, or takes it up again. INVALID_ARGUMENT for bad names and paths,
   // ALREADY_EXISTS when the name is taken or the id is of another spec, RESOURCE_EXHAUSTED for

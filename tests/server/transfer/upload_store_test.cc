@@ -29,14 +29,14 @@ class UploadStoreTest : public testing::Test {
     for (const auto& file : std::filesystem::directory_iterator(source_)) {
       const std::string name = file.path().filename().string();
       contents_[name] = ReadFile(file.path());
-      spec_.files.push_back({name, static_cast<int64_t>(contents_[name].size()),
-                             Sha256(contents_[name])});
+      spec_.files.push_back(
+          {name, static_cast<int64_t>(contents_[name].size()), Sha256(contents_[name])});
     }
     store_ = MakeStore(0);
   }
   std::unique_ptr<UploadStore> MakeStore(int64_t quota) {
-    return std::make_unique<UploadStore>(
-        UploadStore::Options{.root = root_, .quota_bytes = quota}, names_);
+    return std::make_unique<UploadStore>(UploadStore::Options{.root = root_, .quota_bytes = quota},
+                                         names_);
   }
   absl::Status SendAll(Upload& upload, size_t piece) {
     const std::vector<UploadProgress> progress = upload.progress();
