@@ -20,8 +20,8 @@ const std::filesystem::path& Folder() {
 
 }  // namespace
 
-// A nibble.json, a zero byte, and the safetensors of one quantized matrix "w" of 8 x 64. Whatever is
-// accepted has every code, scale and exponent in range.
+// A nibble.json, a zero byte, and the safetensors of one quantized matrix "w" of 8 x 64. Whatever
+// is accepted has every code, scale and exponent in range.
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const uint8_t* end = std::find(data, data + size, 0);
   std::ofstream(Folder() / "nibble.json", std::ios::trunc)

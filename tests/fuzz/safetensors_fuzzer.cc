@@ -9,7 +9,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const auto opened = nibble::SafetensorsFile::Open(file.path());
   if (!opened.ok()) return 0;
   for (const auto& [name, view] : (*opened)->tensors()) {
-    if (static_cast<int64_t>(view.bytes.size()) != view.elements() * DTypeBytes(view.dtype)) abort();
+    if (static_cast<int64_t>(view.bytes.size()) != view.elements() * DTypeBytes(view.dtype))
+      abort();
     std::vector<float> values(static_cast<size_t>(view.elements()));
     const auto widened = nibble::WidenToFloat(name, view, absl::MakeSpan(values));
     if (widened.code() == absl::StatusCode::kInternal) abort();
