@@ -1,10 +1,15 @@
 """The importer against GGUF files written here, by the same package that llama.cpp's tools use."""
 
 import json
+import os
+import pickle
+import shutil
 import subprocess
 import sys
 import tempfile
+import types
 import unittest
+import zipfile
 from pathlib import Path
 
 import gguf
@@ -13,6 +18,9 @@ from gguf.quants import dequantize, quantize
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
+from nibble_import.gguf_model import to_half
+
+OPT = Path(__file__).parents[2] / "fixtures" / "checkpoints" / "opt-1.3b"
 HIDDEN, INNER, LAYERS, HEADS, KV_HEADS = 64, 96, 2, 4, 2
 TOKENS = ["<|end|>", "<|user|>", "h", "i", "Ġ", "hi", "Ġhi", "1", "2", "!"]
 MERGES = ["h i", "Ġ hi"]
@@ -131,6 +139,30 @@ class ImporterTest(unittest.TestCase):
                     load_file(self.out / "model.safetensors")["model.layers.0.mlp.up_proj.weight"],
                     dequantize(quantize(up, kind), kind).astype(np.float16))
 
+    def test_k_quants_by_hand(self):
+        half_one = b"\x00\x3c"
+        kinds = gguf.GGMLQuantizationType
+        blocks = {
+            # d, dmin, 12 bytes of 6-bit scales (all 1) and minima (0), 4-bit codes: 1s then 2s.
+            kinds.Q4_K: (half_one + bytes(2) + bytes([1] * 4 + [0] * 4 + [1] * 4)
+                         + bytes([0x21] * 128), ([1.0] * 32 + [2.0] * 32) * 4),
+            # Codes of 6 bits less 32, 16 scales of 8 bits, d.
+            kinds.Q6_K: (bytes(128) + bytes(64) + bytes([2] * 16) + half_one, [-64.0] * 256),
+            # 4-bit scales 1 and minima 0, 2-bit codes 3, d, dmin.
+            kinds.Q2_K: (bytes([1] * 16) + bytes([0xff] * 64) + half_one + bytes(2), [3.0] * 256),
+            # As Q4_K with a fifth bit of every code.
+            kinds.Q5_K: (half_one + bytes(2) + bytes([1] * 4 + [0] * 4 + [1] * 4)
+                         + bytes([0xff] * 32) + bytes(128), [16.0] * 256),
+            # High bits set (code - 0), low bits 1, scales of 6 bits less 32: 33 - 32 = 1.
+            kinds.Q3_K: (bytes([0xff] * 32) + bytes([0x55] * 64)
+                         + bytes([0x11] * 8 + [0xaa] * 4) + half_one, [1.0] * 256),
+        }
+        for kind, (block, expected) in blocks.items():
+            tensor = types.SimpleNamespace(name="blk.0.ffn_up.weight", tensor_type=kind,
+                                           data=np.frombuffer(block * 2, np.uint8).reshape(2, -1))
+            found = to_half(tensor, {})
+            self.assertEqual(found.tolist(), [expected, expected], kind.name)
+
     def test_config_has_the_metadata(self):
         _, result = self.import_gguf()
         self.assertEqual(result.returncode, 0, result.stderr)
@@ -203,10 +235,120 @@ class ImporterTest(unittest.TestCase):
             json.dumps({"weight_map": {"a": "../secret.safetensors"}}))
         self.assert_refused(self.run_import("hf", source), "../secret.safetensors")
 
-    def test_pickled_weights_are_refused(self):
+    def test_a_folder_without_weights_is_refused(self):
         source = self.make_hf()
         (source / "model.safetensors.index.json").unlink()
-        self.assert_refused(self.run_import("hf", source), "expected safetensors")
+        self.assert_refused(self.run_import("hf", source), "no weights")
+
+    def import_opt(self, source=OPT):
+        result = self.run_import("hf", source)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        return json.loads(OPT.with_name("opt-1.3b.expected.json").read_text())
+
+    def test_pytorch_weights_become_safetensors(self):
+        expected = self.import_opt()["sums"]
+        found = load_file(self.out / "model.safetensors")
+        self.assertEqual(set(found), set(expected))  # the tied head is not among them
+        for name, total in expected.items():
+            self.assertEqual(found[name].dtype, np.float16)
+            self.assertEqual(found[name].astype(np.float64).sum(), total, name)
+
+    def test_slow_tokenizer_files_become_a_tokenizer_with_opts_bos(self):
+        cases = self.import_opt()["tokens"]
+        tokenizer = Tokenizer.from_file(str(self.out / "tokenizer.json"))
+        for case in cases:
+            self.assertEqual(tokenizer.encode(case["text"]).ids, case["ids"], case["text"])
+
+    def test_a_hub_cache_is_read_by_its_main_snapshot(self):
+        cache = self.root / "models--facebook--opt-1.3b"
+        snapshot = cache / "snapshots" / "abc"
+        snapshot.mkdir(parents=True)
+        (cache / "blobs").mkdir()
+        for path in OPT.iterdir():  # as in a cache: links to blobs
+            shutil.copyfile(path, cache / "blobs" / path.name)
+            (snapshot / path.name).symlink_to(Path("..") / ".." / "blobs" / path.name)
+        (cache / "snapshots" / "older").mkdir()
+        self.assert_refused(self.run_import("hf", cache), "abc, older")
+        (cache / "refs").mkdir()
+        (cache / "refs" / "main").write_text("../abc")
+        self.assert_refused(self.run_import("hf", cache), "refs/main")
+        (cache / "refs" / "main").write_text("abc")
+        self.import_opt(cache)
+        self.assertFalse((self.out / "config.json").is_symlink())
+
+    def copy_opt(self):
+        source = self.root / "opt"
+        shutil.copytree(OPT, source)
+        return source
+
+    def test_sharded_pytorch_weights(self):
+        source = self.copy_opt()
+        (source / "pytorch_model.bin").rename(source / "pytorch_model-00001-of-00001.bin")
+        names = json.loads(OPT.with_name("opt-1.3b.expected.json").read_text())["sums"]
+        index = {"weight_map": dict.fromkeys(names, "pytorch_model-00001-of-00001.bin")}
+        (source / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+        self.import_opt(source)
+        shutil.rmtree(self.out)
+        index["weight_map"]["another.weight"] = "pytorch_model-00001-of-00001.bin"
+        (source / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+        self.assert_refused(self.run_import("hf", source), "another.weight")
+
+    def write_bin(self, source, pickled, storages=()):
+        with zipfile.ZipFile(source / "pytorch_model.bin", "w") as archive:
+            archive.writestr("archive/data.pkl", pickled)
+            for key, content in storages:
+                archive.writestr(f"archive/data/{key}", content)
+
+    def test_a_pickle_that_runs_programs_is_refused_unrun(self):
+        source = self.copy_opt()
+        witness = self.root / "witness"
+
+        class Attack:
+            def __reduce__(self):
+                return os.system, (f"touch {witness}",)
+
+        self.write_bin(source, pickle.dumps({"a": Attack()}))
+        self.assert_refused(self.run_import("hf", source), "posix.system")
+        self.assertFalse(witness.exists())
+
+    def test_broken_pytorch_files_are_refused(self):
+        source = self.copy_opt()
+        whole = (source / "pytorch_model.bin").read_bytes()
+        (source / "pytorch_model.bin").write_bytes(whole[:len(whole) // 2])
+        self.assert_refused(self.run_import("hf", source), "pytorch_model.bin")
+        (source / "pytorch_model.bin").write_bytes(pickle.dumps({"a": 1}))  # before PyTorch 1.6
+        self.assert_refused(self.run_import("hf", source), "zip format")
+        self.write_bin(source, pickle.dumps({"a": 1}))
+        self.assert_refused(self.run_import("hf", source), "expected a dictionary of tensors")
+        # A tensor of 8 numbers in a storage of 4.
+        pickled = (b"\x80\x02}U\x01actorch._utils\n_rebuild_tensor_v2\n((U\x07storagectorch\n"
+                   b"FloatStorage\nU\x010U\x03cpuK\x04tQK\x00(K\x08t(K\x01t\x89NtRs.")
+        self.write_bin(source, pickled, [("0", bytes(16))])
+        self.assert_refused(self.run_import("hf", source), "number 7 of 4")
+        self.write_bin(source, pickled.replace(b"K\x08t", b"K\x04t"), [("0", bytes(8))])
+        self.assert_refused(self.run_import("hf", source), "a storage of 8 bytes")
+
+    def test_flipped_bytes_end_in_a_sentence_or_a_model(self):
+        source = self.copy_opt()
+        whole = (source / "pytorch_model.bin").read_bytes()
+        random = np.random.default_rng(7)
+        for _ in range(25):
+            broken = bytearray(whole)
+            broken[random.integers(len(broken))] ^= 1 << random.integers(8)
+            (source / "pytorch_model.bin").write_bytes(broken)
+            result = self.run_import("hf", source)
+            self.assertIn(result.returncode, (0, 1))
+            self.assertNotIn("Traceback", result.stderr)
+            shutil.rmtree(self.out, ignore_errors=True)
+
+    def test_a_sentencepiece_model_is_copied(self):
+        source = self.make_hf()
+        (source / "tokenizer.json").unlink()
+        self.assert_refused(self.run_import("hf", source), "no tokenizer")
+        (source / "tokenizer.model").write_bytes(b"pieces")
+        result = self.run_import("hf", source)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertEqual((self.out / "tokenizer.model").read_bytes(), b"pieces")
 
 
 if __name__ == "__main__":
