@@ -5,7 +5,7 @@ SHELL := /bin/bash
 # A file that includes LibTorch takes up to 3 GiB to compile.
 JOBS ?= $(shell awk -v cores=$$(nproc) '/MemAvailable/ {m = int($$2 / 3145728); if (m < 1) m = 1; print m < cores ? m : cores}' /proc/meminfo)
 
-.PHONY: help deps build demo test lint cuda clean
+.PHONY: help deps build demo test lint cuda wheel clean
 
 help:
 	@echo "make demo   install, build, quantize SmolLM2 by a job, evaluate it and stream an answer"
@@ -13,6 +13,7 @@ help:
 	@echo "make build  install and build into build/cpu/bin"
 	@echo "make lint   clang-format and clang-tidy"
 	@echo "make cuda   compile the CUDA kernels (needs no GPU)"
+	@echo "make wheel  build the Python client's wheel into build/wheel"
 	@echo "make clean  remove build/"
 
 deps:
@@ -37,6 +38,9 @@ lint: deps
 cuda:
 	@docker/install-deps --with-cuda
 	docker/build-cuda
+
+wheel: deps
+	client/python/make-wheel build/wheel
 
 clean:
 	rm -rf build
