@@ -215,9 +215,9 @@ class Client:
                  version: int = 0, add_special_tokens: bool | None = None,
                  timeout: float | None = None) -> inference_pb2.TokenizeResponse:
         """The tokens of a text, or of a conversation."""
-        request = inference_pb2.TokenizeRequest(model=model, version=version,
-                                                add_special_tokens=add_special_tokens,
-                                                **_input(text, messages, None))
+        request = fill(inference_pb2.TokenizeRequest, {
+            "model": model, "version": version, "add_special_tokens": add_special_tokens,
+            **_input(text, messages, None)})
         return _unary(self.inference.Tokenize, request, timeout)
 
     def detokenize(self, model: str, token_ids: Iterable[int], *, version: int = 0,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, TypedDict, TypeVar
 
-from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.message import Message
 
 from nibble.v1 import common_pb2, inference_pb2
@@ -16,6 +15,8 @@ EnumValue = int | str
 Corpus = str | common_pb2.CorpusRef
 
 _Message = TypeVar("_Message", bound=Message)
+# Each of protobuf's backends has an EnumDescriptor of its own.
+_EnumDescriptor = Any
 
 
 class JobFields(TypedDict, total=False):
@@ -126,17 +127,17 @@ def corpus_ref(corpus: Corpus | None) -> common_pb2.CorpusRef | None:
     return common_pb2.CorpusRef(name=corpus) if isinstance(corpus, str) else corpus
 
 
-def enum_word(enum: EnumDescriptor, number: int) -> str:
+def enum_word(enum: _EnumDescriptor, number: int) -> str:
     """The short name of an enum's value: FINISH_REASON_STOP is "stop"."""
     known = enum.values_by_number.get(number)
-    return known.name.removeprefix(_prefix(enum)).lower() if known else str(number)
+    return str(known.name).removeprefix(_prefix(enum)).lower() if known else str(number)
 
 
-def _prefix(enum: EnumDescriptor) -> str:
-    return enum.values_by_number[0].name.removesuffix("UNSPECIFIED")
+def _prefix(enum: _EnumDescriptor) -> str:
+    return str(enum.values_by_number[0].name).removesuffix("UNSPECIFIED")
 
 
-def _enum_number(field: str, enum: EnumDescriptor, value: EnumValue) -> int:
+def _enum_number(field: str, enum: _EnumDescriptor, value: EnumValue) -> int:
     if isinstance(value, int):
         return value
     name = value.upper()
@@ -144,4 +145,4 @@ def _enum_number(field: str, enum: EnumDescriptor, value: EnumValue) -> int:
     if known is None:
         words = ", ".join(enum_word(enum, number) for number in enum.values_by_number if number)
         raise ValueError(f"{field}: found {value!r}, expected one of {words}")
-    return known.number
+    return int(known.number)
