@@ -111,8 +111,7 @@ class Merger {
   absl::flat_hash_map<absl::string_view, std::pair<std::string_view, std::string_view>> halves_;
 };
 
-// Scores are summed in float, user-defined pieces' in double, as the package does it: in a long
-// text the rounding decides.
+// Sums in double, as the package since 0.2.3: before, in float, the rounding decided in long texts.
 class BestPath {
  public:
   BestPath(const SentencePieceModel& model, std::string_view text)
@@ -137,7 +136,7 @@ class BestPath {
  private:
   // The best last piece of the text up to here, and the score of all.
   struct End {
-    float score = 0;
+    double score = 0;
     int32_t id = kNone;
     size_t begin = 0;
   };
@@ -145,7 +144,7 @@ class BestPath {
   // Tries all the pieces that begin here. Returns the bytes of the first character.
   size_t Extend(size_t begin) {
     const size_t character = NextUtf8(text_.substr(begin)).bytes;
-    const float so_far = best_[begin].score;
+    const double so_far = best_[begin].score;
     bool has_character = false;
     std::optional<PieceTrie::Node> node = PieceTrie::kRoot;
     for (size_t end = begin; end < text_.size();) {
@@ -171,7 +170,7 @@ class BestPath {
   void Offer(size_t begin, size_t end, int32_t id, double score) {
     End& best = best_[end];
     if (best.id == kNone || score > best.score) {
-      best = {.score = static_cast<float>(score), .id = id, .begin = begin};
+      best = {.score = score, .id = id, .begin = begin};
     }
   }
 

@@ -113,6 +113,22 @@ TEST(SentencePieceTest, DecodingGivesTheTextBack) {
   }
 }
 
+// No piece of this model goes beyond a word, so a text's tokens are the same wherever it stands: a
+// sum of scores in float would soon choose others.
+TEST(SentencePieceTest, LongTextsAreAsPreciseAsShortOnes) {
+  const auto tokenizer = LoadFolder(FixtureFolder("unigram"));
+  const auto path = std::filesystem::path(NIBBLE_FIXTURES) / "texts" / "evaluation.txt";
+  const std::string text = *ReadTextFile(path, size_t{1} << 20);
+  const Ids once = Encode(*tokenizer, text);
+  std::string repeated;
+  Ids expected;
+  for (int i = 0; i < 20; ++i) {
+    repeated += text;
+    expected.insert(expected.end(), once.begin(), once.end());
+  }
+  EXPECT_TRUE(Encode(*tokenizer, repeated) == expected);
+}
+
 TEST(SentencePieceTest, TokensByNameAndById) {
   const auto tokenizer = LoadFolder(FixtureFolder("llama"));
   EXPECT_EQ(*tokenizer->TokenId("<unk>"), 0);
