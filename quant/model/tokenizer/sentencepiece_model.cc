@@ -1,5 +1,6 @@
 #include "quant/model/tokenizer/sentencepiece_model.h"
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <optional>
@@ -231,6 +232,12 @@ absl::Status FindReserved(SentencePieceModel& model) {
   return Broken("found a byte piece that is not one of <0x00> to <0xFF>");
 }
 
+// Whether a U+2581 follows anything but another.
+bool GoesBeyondWord(std::string_view text) {
+  while (text.starts_with(kPieceSpace)) text.remove_prefix(kPieceSpace.size());
+  return text.find(kPieceSpace) != std::string_view::npos;
+}
+
 absl::Status MakeTries(SentencePieceModel& model) {
   using Type = SentencePieceModel::Type;
   std::vector<std::pair<std::string_view, int32_t>> found, user_defined, reserved;
@@ -240,6 +247,11 @@ absl::Status MakeTries(SentencePieceModel& model) {
     const bool is_found =
         type == Type::kNormal || type == Type::kUserDefined || type == Type::kUnused;
     (is_found ? found : reserved).emplace_back(text, id);
+    if (is_found && GoesBeyondWord(text)) model.pieces_keep_to_words = false;
+    if (type == Type::kNormal) {
+      model.lowest_score = std::min(model.lowest_score, score);
+      model.highest_score = std::max(model.highest_score, score);
+    }
     if (type == Type::kUserDefined) user_defined.emplace_back(text, id);
   }
   NIBBLE_ASSIGN_OR_RETURN(model.found, PieceTrie::Create(std::move(found)));

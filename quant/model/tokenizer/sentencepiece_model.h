@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -53,6 +54,10 @@ struct SentencePieceModel {
   Normalization normalization;
 
   // Made of the pieces.
+  bool pieces_keep_to_words = true;  // none of `found` has a U+2581 after anything else
+  // Of normal pieces; without any, and where all are negative, as the package has it.
+  float lowest_score = std::numeric_limits<float>::max();
+  float highest_score = std::numeric_limits<float>::min();
   int32_t unknown_id = -1;
   std::array<int32_t, 256> byte_ids = {};  // with byte_fallback
   PieceTrie found;                         // pieces that text can become

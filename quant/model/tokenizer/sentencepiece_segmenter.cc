@@ -1,7 +1,6 @@
 #include "quant/model/tokenizer/sentencepiece_segmenter.h"
 
 #include <algorithm>
-#include <limits>
 #include <optional>
 #include <queue>
 #include <utility>
@@ -115,13 +114,7 @@ class Merger {
 class BestPath {
  public:
   BestPath(const SentencePieceModel& model, std::string_view text)
-      : model_(model), text_(text), best_(text.size() + 1) {
-    for (const auto& piece : model.pieces) {
-      if (piece.type != Type::kNormal) continue;
-      lowest_ = std::min(lowest_, piece.score);
-      highest_ = std::max(highest_, piece.score);
-    }
-  }
+      : model_(model), text_(text), best_(text.size() + 1) {}
 
   std::vector<PieceSegment> Run() {
     for (size_t begin = 0; begin < text_.size();) begin += Extend(begin);
@@ -156,7 +149,8 @@ class BestPath {
       has_character |= end - begin == character;
     }
     if (!has_character) {
-      Offer(begin, begin + character, model_.unknown_id, lowest_ - kUnknownPenalty + so_far);
+      Offer(begin, begin + character, model_.unknown_id,
+            model_.lowest_score - kUnknownPenalty + so_far);
     }
     return character;
   }
@@ -164,7 +158,7 @@ class BestPath {
   // User-defined pieces always win.
   double Score(int32_t id, size_t bytes) const {
     if (model_.type(id) != Type::kUserDefined) return model_.pieces[id].score;
-    return static_cast<float>(bytes) * highest_ - 0.1;
+    return static_cast<float>(bytes) * model_.highest_score - 0.1;
   }
 
   void Offer(size_t begin, size_t end, int32_t id, double score) {
@@ -177,19 +171,44 @@ class BestPath {
   const SentencePieceModel& model_;
   std::string_view text_;
   std::vector<End> best_;  // by where they end
-  float lowest_ = std::numeric_limits<float>::max();
-  float highest_ = std::numeric_limits<float>::min();
 };
+
+std::vector<PieceSegment> SegmentWord(const SentencePieceModel& model, std::string_view word) {
+  return model.kind == SentencePieceModel::Kind::kBpe ? Merger(model, word).Run()
+                                                      : BestPath(model, word).Run();
+}
+
+// The bytes of the first word: U+2581s and what follows up to the next.
+size_t WordBytes(std::string_view text) {
+  size_t spaces = 0;
+  while (text.substr(spaces).starts_with(kPieceSpace)) spaces += kPieceSpace.size();
+  return std::min(text.find(kPieceSpace, spaces), text.size());
+}
 
 }  // namespace
 
-std::vector<PieceSegment> SegmentBpe(const SentencePieceModel& model, std::string_view normalized) {
-  return Merger(model, normalized).Run();
-}
-
-std::vector<PieceSegment> SegmentUnigram(const SentencePieceModel& model,
-                                         std::string_view normalized) {
-  return BestPath(model, normalized).Run();
+std::vector<PieceSegment> Segment(const SentencePieceModel& model, std::string_view normalized) {
+  if (!model.pieces_keep_to_words) return SegmentWord(model, normalized);
+  struct Span {
+    size_t begin, end;  // of `segments`
+  };
+  absl::flat_hash_map<absl::string_view, Span> seen;
+  std::vector<PieceSegment> segments;
+  while (!normalized.empty()) {
+    const std::string_view word = normalized.substr(0, WordBytes(normalized));
+    normalized.remove_prefix(word.size());
+    const auto [known, is_new] = seen.try_emplace(ToAbsl(word));
+    if (is_new) {
+      const size_t begin = segments.size();
+      for (const PieceSegment& segment : SegmentWord(model, word)) segments.push_back(segment);
+      known->second = {begin, segments.size()};
+    } else {
+      for (size_t i = known->second.begin; i < known->second.end; ++i) {
+        segments.push_back(segments[i]);
+      }
+    }
+  }
+  return segments;
 }
 
 }  // namespace nibble

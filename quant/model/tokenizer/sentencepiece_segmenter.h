@@ -15,12 +15,9 @@ struct PieceSegment {
 };
 
 // Byte pair encoding: adjacent pieces whose union is a piece merge, the highest score first, the
-// leftmost of equals. O(n log n).
-std::vector<PieceSegment> SegmentBpe(const SentencePieceModel& model, std::string_view normalized);
-
-// The pieces with the highest sum of scores (Kudo 2018, Viterbi). O(n) for pieces of bounded
-// length.
-std::vector<PieceSegment> SegmentUnigram(const SentencePieceModel& model,
-                                         std::string_view normalized);
+// leftmost of equals; O(n log n). Unigram: the pieces with the highest sum of scores (Kudo 2018,
+// Viterbi); O(n) for pieces of bounded length. Where no piece goes beyond a word, words are cut
+// one by one, and each only once.
+std::vector<PieceSegment> Segment(const SentencePieceModel& model, std::string_view normalized);
 
 }  // namespace nibble

@@ -172,10 +172,8 @@ absl::Status SentencePieceTokenizer::EncodeStretch(std::string_view text,
                                                    std::vector<int32_t>& ids) const {
   NIBBLE_ASSIGN_OR_RETURN(const std::string normalized,
                           normalizer_.Normalize(text, model_.user_defined));
-  const bool is_bpe = model_.kind == SentencePieceModel::Kind::kBpe;
   bool after_unknown = false;
-  for (const auto& [piece, id] :
-       is_bpe ? SegmentBpe(model_, normalized) : SegmentUnigram(model_, normalized)) {
+  for (const auto& [piece, id] : Segment(model_, normalized)) {
     const bool unknown = id == model_.unknown_id;
     if (unknown && model_.byte_fallback) {
       for (const char byte : piece) ids.push_back(model_.byte_ids[static_cast<uint8_t>(byte)]);
