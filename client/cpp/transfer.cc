@@ -56,7 +56,7 @@ class Push {
     NIBBLE_RETURN_IF_ERROR(Describe());
     int64_t before = -1;
     while (true) {
-      const absl::Status status = Try();
+      absl::Status status = Try();
       // A server that is back takes up what has come.
       if (!absl::IsUnavailable(status) || progress_.done <= before) return status;
       before = progress_.done;
