@@ -47,7 +47,7 @@ class HandoverTest : public testing::Test {
     for (int i = 0; i < 3000; ++i) corpus << static_cast<char>('a' + i * i % 26);
   }
   std::filesystem::path Root(const std::string& name) {
-    const std::filesystem::path root = folder_.path() / name;
+    std::filesystem::path root = folder_.path() / name;
     std::filesystem::create_directories(root);
     return root;
   }
