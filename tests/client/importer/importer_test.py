@@ -203,10 +203,11 @@ class ImporterTest(unittest.TestCase):
             json.dumps({"weight_map": {"a": "../secret.safetensors"}}))
         self.assert_refused(self.run_import("hf", source), "../secret.safetensors")
 
-    def test_pickled_weights_are_refused(self):
+    def test_a_folder_without_weights_is_refused(self):
         source = self.make_hf()
         (source / "model.safetensors.index.json").unlink()
-        self.assert_refused(self.run_import("hf", source), "expected safetensors")
+        self.assert_refused(self.run_import("hf", source), "no model.safetensors",
+                            "no pytorch_model.bin")
 
 
 if __name__ == "__main__":
