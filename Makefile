@@ -5,14 +5,16 @@ SHELL := /bin/bash
 # A file that includes LibTorch takes up to 3 GiB to compile.
 JOBS ?= $(shell awk -v cores=$$(nproc) '/MemAvailable/ {m = int($$2 / 3145728); if (m < 1) m = 1; print m < cores ? m : cores}' /proc/meminfo)
 
-.PHONY: help deps build demo test lint cuda clean
+.PHONY: help deps build demo test lint fuzz cuda wheel clean
 
 help:
 	@echo "make demo   install, build, quantize SmolLM2 by a job, evaluate it and stream an answer"
 	@echo "make test   install, build, run every test"
 	@echo "make build  install and build into build/cpu/bin"
 	@echo "make lint   clang-format and clang-tidy"
+	@echo "make fuzz   every fuzzer for 60 s"
 	@echo "make cuda   compile the CUDA kernels (needs no GPU)"
+	@echo "make wheel  build the Python client's wheel into build/wheel"
 	@echo "make clean  remove build/"
 
 deps:
@@ -34,9 +36,15 @@ lint: deps
 	cmake --build --preset lint
 	docker/lint
 
+fuzz: deps
+	docker/fuzz
+
 cuda:
 	@docker/install-deps --with-cuda
 	docker/build-cuda
+
+wheel: deps
+	client/python/make-wheel build/wheel
 
 clean:
 	rm -rf build

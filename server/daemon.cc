@@ -64,7 +64,7 @@ Daemon::Daemon(const Config& config, DataRootLock lock, std::unique_ptr<JobStore
       registry_({.root = config.root, .kv_bytes = config.kv_bytes}),
       quantization_({.root = config.root, .wake_worker = [this] { supervisor_->WakeWorker(); }},
                     *store_, names_, notifier_, metrics_),
-      models_(registry_, *store_, names_, metrics_),
+      models_(registry_, *store_, names_, config.quota_bytes, metrics_),
       inference_(registry_, metrics_),
       evaluation_(registry_, metrics_) {}
 

@@ -94,6 +94,7 @@ int RunCli(const std::vector<std::string>& arguments, Terminal terminal) {
   AddGlobals(app, context);
   AddJobs(app, context);
   AddModels(app, context);
+  AddCorpora(app, context);
   AddGenerate(app, context);
   AddEvaluate(app, context);
   AddImport(app, context);

@@ -12,6 +12,8 @@
 
 #include "client/cli/commands.h"
 #include "client/cli/output.h"
+#include "client/cli/progress.h"
+#include "client/cpp/transfer.h"
 #include "quant/base/status_macros.h"
 #include "quant/base/strings.h"
 
@@ -71,24 +73,55 @@ absl::Status RunProgram(std::vector<std::string> arguments) {
   return absl::UnknownError("the import failed; nothing was written");
 }
 
-absl::Status Run(const Context& context, const Import& import) {
-  NIBBLE_RETURN_IF_ERROR(CheckName(import.name));
+// Runs the tool, which writes the new folder `out`.
+absl::Status Convert(const Import& import, const fs::path& out) {
+  setenv("PYTHONPATH", ImporterFolder().c_str(), 1);
+  setenv("PYTHONDONTWRITEBYTECODE", "1", 1);
+  return RunProgram({Python(), "-m", "nibble_import", import.kind, import.source, out.string()});
+}
+
+// Into a data root of this machine.
+absl::Status ImportHere(const Import& import) {
   const fs::path out = fs::path(import.data_root) / "models" / import.name;
   std::error_code error;
   if (fs::exists(fs::symlink_status(out, error))) {
     return absl::AlreadyExistsError(
         StrCat("NAME: found a model '", import.name, "', expected a new name"));
   }
-  setenv("PYTHONPATH", ImporterFolder().c_str(), 1);
-  setenv("PYTHONDONTWRITEBYTECODE", "1", 1);
-  NIBBLE_RETURN_IF_ERROR(
-      RunProgram({Python(), "-m", "nibble_import", import.kind, import.source, out.string()}));
+  return Convert(import, out);
+}
+
+// By way of a temporary folder.
+absl::Status ImportToServer(Client& client, const Context& context, const Import& import) {
+  std::error_code error;
+  std::string pattern = (fs::temp_directory_path(error) / "nibble-import-XXXXXX").string();
+  if (error || mkdtemp(pattern.data()) == nullptr) {
+    return absl::InternalError(StrCat("can't make a temporary folder: ", std::strerror(errno)));
+  }
+  const fs::path out = fs::path(pattern) / import.name;
+  absl::Status status = Convert(import, out);
+  if (status.ok()) {
+    Progress progress(context.terminal);
+    status =
+        PushModel(client, out, import.name, [&](const TransferProgress& p) { Show(p, progress); });
+  }
+  fs::remove_all(pattern, error);
+  return status;
+}
+
+absl::Status Run(Client& client, const Context& context, const Import& import) {
+  NIBBLE_RETURN_IF_ERROR(CheckName(import.name));
+  const bool here = !import.data_root.empty();
+  NIBBLE_RETURN_IF_ERROR(here ? ImportHere(import) : ImportToServer(client, context, import));
   if (context.json) {
     v1::Model model;
     model.set_name(import.name);
     return PrintJson(model, context.terminal.out);
   }
-  context.terminal.out << "imported " << import.name << " into " << out.string() << std::endl;
+  context.terminal.out << "imported " << import.name << " into "
+                       << (here ? (fs::path(import.data_root) / "models" / import.name).string()
+                                : context.server)
+                       << std::endl;
   return absl::OkStatus();
 }
 
@@ -96,22 +129,25 @@ void AddKind(CLI::App& parent, Context& context, const std::string& kind,
              const std::string& description, const std::string& source) {
   CLI::App* command = AddCommand(
       parent, kind, description,
-      StrCat("  nibble import ", kind, " ", source, " smollm2 --data-root /var/lib/nibble"));
+      StrCat("  nibble import ", kind, " ", source, " smollm2 --data-root /var/lib/nibble\n",
+             "  nibble import ", kind, " ", source, " smollm2 --server gpu7:8500"));
   auto import = std::make_shared<Import>();
   import->kind = kind;
   command->add_option("source", import->source, "What to import")->required();
   command->add_option("name", import->name, "The model's name; it must be free")->required();
-  command->add_option("--data-root", import->data_root, "nibbled's data root")->required();
+  command->add_option("--data-root", import->data_root,
+                      "A data root of this machine to write to; unset: the server, over its API");
   command->callback([&context, import] {
-    context.action = [&context, import](Client&) { return Run(context, *import); };
+    context.action = [&context, import](Client& client) { return Run(client, context, *import); };
   });
 }
 
 }  // namespace
 
 void AddImport(CLI::App& app, Context& context) {
-  CLI::App* import = AddCommand(app, "import", "Brings a checkpoint into a data root",
-                                "  nibble import gguf --help");
+  CLI::App* import =
+      AddCommand(app, "import", "Brings a checkpoint into a data root or to a server",
+                 "  nibble import gguf --help");
   import->require_subcommand(1);
   AddKind(*import, context, "gguf", "A GGUF file of the LLaMA architecture", "model.gguf");
   AddKind(*import, context, "hf", "A Hugging Face folder with safetensors", "./SmolLM2-135M");

@@ -2,6 +2,8 @@
 
 #include "client/cli/commands.h"
 #include "client/cli/output.h"
+#include "client/cli/progress.h"
+#include "client/cpp/transfer.h"
 #include "quant/base/status_macros.h"
 #include "quant/base/strings.h"
 
@@ -113,6 +115,66 @@ void AddUnload(CLI::App& models, Context& context) {
   SetAction(unload, context, request, &Client::UnloadModel);
 }
 
+struct Transfer {
+  std::string folder;
+  std::string name;
+};
+
+absl::Status Push(Client& client, const Context& context, const Transfer& transfer) {
+  {
+    Progress progress(context.terminal);
+    NIBBLE_RETURN_IF_ERROR(PushModel(client, transfer.folder, transfer.name,
+                                     [&](const TransferProgress& p) { Show(p, progress); }));
+  }
+  v1::GetModelRequest request;
+  request.set_name(transfer.name);
+  NIBBLE_ASSIGN_OR_RETURN(const v1::Model model, client.GetModel(request));
+  return PrintModel(context, model);
+}
+
+absl::Status Pull(Client& client, const Context& context, const Transfer& transfer) {
+  {
+    Progress progress(context.terminal);
+    NIBBLE_RETURN_IF_ERROR(PullModel(client, transfer.name, transfer.folder,
+                                     [&](const TransferProgress& p) { Show(p, progress); }));
+  }
+  if (context.json) {
+    v1::Model model;
+    model.set_name(transfer.name);
+    return PrintJson(model, context.terminal.out);
+  }
+  context.terminal.out << "pulled " << transfer.name << " into " << transfer.folder << std::endl;
+  return absl::OkStatus();
+}
+
+void AddPush(CLI::App& models, Context& context) {
+  auto transfer = std::make_shared<Transfer>();
+  CLI::App* push = AddCommand(
+      models, "push", "Sends a folder, which becomes a model of the server",
+      "  nibble --server gpu7:8500 models push ./opt-1.3b opt-1.3b\n"
+      "  nibble models push artifacts/opt-w4a8 opt-w4a8   # again after a break: goes on");
+  push->add_option("folder", transfer->folder, "A checkpoint or artifact")->required();
+  push->add_option("name", transfer->name, "Its name there; it must be free")->required();
+  push->callback([&context, transfer] {
+    context.action = [&context, transfer](Client& client) {
+      return Push(client, context, *transfer);
+    };
+  });
+}
+
+void AddPull(CLI::App& models, Context& context) {
+  auto transfer = std::make_shared<Transfer>();
+  CLI::App* pull = AddCommand(models, "pull", "Brings a model of the server into a new folder",
+                              "  nibble --server gpu7:8500 models pull opt-w4a8 ./opt-w4a8");
+  pull->add_option("name", transfer->name, "The model's name")->required();
+  pull->add_option("folder", transfer->folder, "Where to; it must not exist")->required();
+  pull->callback([&context, transfer] {
+    context.action = [&context, transfer](Client& client) {
+      return Pull(client, context, *transfer);
+    };
+  });
+}
+
 }  // namespace
 
 void AddModels(CLI::App& app, Context& context) {
@@ -130,6 +192,8 @@ void AddModels(CLI::App& app, Context& context) {
 
   AddLoad(*models, context);
   AddUnload(*models, context);
+  AddPush(*models, context);
+  AddPull(*models, context);
 
   auto remove = std::make_shared<v1::DeleteModelRequest>();
   AddModelCommand(*models, "delete", "Removes a model's files", remove)

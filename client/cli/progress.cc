@@ -62,4 +62,11 @@ std::string Describe(const v1::EvaluatePerplexityResponse& response) {
   return text;
 }
 
+void Show(const TransferProgress& transfer, Progress& progress) {
+  const int64_t percent = transfer.total > 0 ? 100 * transfer.done / transfer.total : 100;
+  progress.Show(
+      percent, 100,
+      StrCat(transfer.file, "  ", HumanBytes(transfer.done), " of ", HumanBytes(transfer.total)));
+}
+
 }  // namespace nibble

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "client/cli/cli.h"
+#include "client/cpp/transfer.h"
 #include "nibble/v1/evaluation.pb.h"
 #include "nibble/v1/quantization.pb.h"
 
@@ -33,5 +34,7 @@ class Progress {
 // "quantizing  layer 3 of 30  error 0.00123  left 1:20".
 std::string Describe(const v1::JobProgress& progress);
 std::string Describe(const v1::EvaluatePerplexityResponse& response);
+// A transfer, whole percents.
+void Show(const TransferProgress& transfer, Progress& progress);
 
 }  // namespace nibble

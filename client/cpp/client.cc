@@ -129,6 +129,48 @@ absl::Status Client::DeleteModel(const v1::DeleteModelRequest& request) {
   return Call(stubs_->model, &v1::ModelService::Stub::DeleteModel, request).status();
 }
 
+absl::StatusOr<v1::UploadResponse> Client::Upload(
+    const std::function<absl::Status(const Send&)>& write) {
+  grpc::ClientContext context;
+  v1::UploadResponse response;
+  const auto writer = stubs_->model.Upload(&context, &response);
+  const absl::Status written =
+      write([&](const v1::UploadRequest& message) { return writer->Write(message); });
+  if (!written.ok()) context.TryCancel();
+  writer->WritesDone();
+  const grpc::Status status = writer->Finish();
+  if (!written.ok()) return written;
+  if (!status.ok()) return ToAbslStatus(status);
+  return response;
+}
+
+absl::Status Client::Download(const v1::DownloadRequest& request,
+                              const OnMessage<v1::DownloadResponse>& on_response) {
+  return ReadAll<v1::DownloadResponse>(
+      [&](grpc::ClientContext* context) { return stubs_->model.Download(context, request); },
+      on_response);
+}
+
+absl::StatusOr<v1::ListCorporaResponse> Client::ListCorpora(const v1::ListCorporaRequest& request) {
+  return Call(stubs_->model, &v1::ModelService::Stub::ListCorpora, request);
+}
+
+absl::Status Client::DeleteCorpus(const v1::DeleteCorpusRequest& request) {
+  return Call(stubs_->model, &v1::ModelService::Stub::DeleteCorpus, request).status();
+}
+
+absl::StatusOr<v1::ScoreResponse> Client::Score(const v1::ScoreRequest& request) {
+  return Call(stubs_->inference, &v1::InferenceService::Stub::Score, request);
+}
+
+absl::StatusOr<v1::TokenizeResponse> Client::Tokenize(const v1::TokenizeRequest& request) {
+  return Call(stubs_->inference, &v1::InferenceService::Stub::Tokenize, request);
+}
+
+absl::StatusOr<v1::DetokenizeResponse> Client::Detokenize(const v1::DetokenizeRequest& request) {
+  return Call(stubs_->inference, &v1::InferenceService::Stub::Detokenize, request);
+}
+
 absl::Status Client::Generate(const v1::GenerateRequest& request,
                               const OnMessage<v1::GenerateResponse>& on_response) {
   return ReadAll<v1::GenerateResponse>(

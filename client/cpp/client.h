@@ -51,6 +51,18 @@ class Client {
   absl::StatusOr<v1::Model> UnloadModel(const v1::UnloadModelRequest& request);
   absl::Status DeleteModel(const v1::DeleteModelRequest& request);
 
+  // A stream of upload messages: `write` sends them, until it is done or a send says false, which
+  // means that the server has ended the call. An error of `write` cancels the call.
+  using Send = std::function<bool(const v1::UploadRequest&)>;
+  absl::StatusOr<v1::UploadResponse> Upload(const std::function<absl::Status(const Send&)>& write);
+  absl::Status Download(const v1::DownloadRequest& request,
+                        const OnMessage<v1::DownloadResponse>& on_response);
+  absl::StatusOr<v1::ListCorporaResponse> ListCorpora(const v1::ListCorporaRequest& request);
+  absl::Status DeleteCorpus(const v1::DeleteCorpusRequest& request);
+
+  absl::StatusOr<v1::ScoreResponse> Score(const v1::ScoreRequest& request);
+  absl::StatusOr<v1::TokenizeResponse> Tokenize(const v1::TokenizeRequest& request);
+  absl::StatusOr<v1::DetokenizeResponse> Detokenize(const v1::DetokenizeRequest& request);
   absl::Status Generate(const v1::GenerateRequest& request,
                         const OnMessage<v1::GenerateResponse>& on_response);
   absl::Status EvaluatePerplexity(const v1::EvaluatePerplexityRequest& request,

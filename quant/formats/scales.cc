@@ -128,7 +128,7 @@ absl::Status CheckGroupSize(int group_size) {
 }
 
 absl::Status WeightSpec::Validate() const {
-  if (const absl::Status status = CheckGroupSize(group_size); !status.ok()) return status;
+  if (absl::Status status = CheckGroupSize(group_size); !status.ok()) return status;
   if (asymmetric && !IsInteger(format)) {
     return absl::InvalidArgumentError(StrCat("weights_asymmetric: found true with ",
                                              FormatName(format), ", expected int4 or int8"));

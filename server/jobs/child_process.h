@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "server/jobs/file_descriptor.h"
+#include "server/ops/file_descriptor.h"
 
 namespace nibble {
 

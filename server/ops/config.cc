@@ -38,6 +38,10 @@ void AddOptions(CLI::App& app, Config& config) {
   app.add_option("--kv-bytes", config.kv_bytes, "KV cache of each loaded model, in bytes")
       ->capture_default_str()
       ->check(CLI::Range(int64_t{1} << 20, int64_t{1} << 50));
+  app.add_option("--quota-bytes", config.quota_bytes,
+                 "Bytes that uploads may fill the data root to; 0: no limit")
+      ->capture_default_str()
+      ->check(CLI::Range(int64_t{0}, INT64_MAX));
   app.add_option("--log-level", config.log_level, "Least level that is logged")
       ->capture_default_str()
       ->check(CLI::IsMember({"debug", "info", "warn", "error"}));

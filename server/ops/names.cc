@@ -32,7 +32,7 @@ bool IsFile(const std::filesystem::path& path) {
 }  // namespace
 
 absl::Status CreateFolders(const DataRoot& root) {
-  for (const auto& folder : {root.models(), root.corpora(), root.artifacts()}) {
+  for (const auto& folder : {root.models(), root.corpora(), root.artifacts(), root.uploads()}) {
     std::error_code error;
     std::filesystem::create_directories(folder, error);
     if (error) {

@@ -15,6 +15,7 @@ struct DataRoot {
   std::filesystem::path models() const { return folder / "models"; }        // checkpoints, brought
   std::filesystem::path corpora() const { return folder / "corpora"; }      // .txt and .jsonl
   std::filesystem::path artifacts() const { return folder / "artifacts"; }  // made by jobs
+  std::filesystem::path uploads() const { return folder / "uploads"; }      // not committed yet
   std::filesystem::path database() const { return folder / "nibble.db"; }
 };
 

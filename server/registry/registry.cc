@@ -155,6 +155,16 @@ absl::Status Registry::Delete(const std::string& name) {
   return RemoveFolder(folder);
 }
 
+absl::StatusOr<std::shared_ptr<const Tokenizer>> Registry::FindTokenizer(
+    const std::string& name) const {
+  NIBBLE_ASSIGN_OR_RETURN(const std::filesystem::path folder,
+                          FindModel(options_.root, "model", name));
+  for (const ModelHandle& model : Loaded()) {
+    if (model->name == name) return model->tokenizer;
+  }
+  return LoadTokenizer(folder, "model");
+}
+
 ModelStatus Registry::StatusOf(const std::string& name) const {
   absl::MutexLock lock(&mutex_);
   ModelStatus status;

@@ -82,6 +82,9 @@ class Registry {
   void Unload(const std::string& name, Unloaded done) ABSL_LOCKS_EXCLUDED(mutex_);
   // FAILED_PRECONDITION while it is loaded.
   absl::Status Delete(const std::string& name) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Of a model that need not be loaded. Errors as LoadTokenizer's and FindModel's.
+  absl::StatusOr<std::shared_ptr<const Tokenizer>> FindTokenizer(const std::string& name) const
+      ABSL_LOCKS_EXCLUDED(mutex_);
   ModelStatus StatusOf(const std::string& name) const ABSL_LOCKS_EXCLUDED(mutex_);
   std::vector<ModelHandle> Loaded() const ABSL_LOCKS_EXCLUDED(mutex_);
 

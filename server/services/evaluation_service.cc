@@ -14,6 +14,7 @@
 #include "server/ops/grpc_status.h"
 #include "server/services/not_served.h"
 #include "server/services/stream_writer.h"
+#include "server/services/versions.h"
 
 namespace nibble {
 namespace {
@@ -21,7 +22,6 @@ namespace {
 // Windows that wait in the engine while one runs.
 constexpr size_t kWindowsInFlight = 2;
 constexpr int64_t kDefaultWindow = 2048;
-constexpr size_t kLongestRequestId = 128;
 
 // One perplexity evaluation: windows go through the model's engine as requests that are only
 // scored.
@@ -70,15 +70,8 @@ class Evaluation : public StreamWriter<v1::EvaluatePerplexityResponse> {
   }
 
   absl::Status Check() {
-    if (request_.version() != 0 && request_.version() != 1) {
-      return FieldError(absl::StatusCode::kNotFound, "version", StrCat(request_.version()),
-                        "0 or 1");
-    }
-    if (request_.request_id().size() > kLongestRequestId) {
-      return FieldError(absl::StatusCode::kInvalidArgument, "request_id",
-                        StrCat(request_.request_id().size(), " bytes"),
-                        StrCat("at most ", kLongestRequestId));
-    }
+    NIBBLE_RETURN_IF_ERROR(CheckVersion(request_.version()));
+    NIBBLE_RETURN_IF_ERROR(CheckRequestId(request_.request_id()));
     if (!v1::Compute_IsValid(request_.compute())) {
       return FieldError(absl::StatusCode::kInvalidArgument, "compute", StrCat(request_.compute()),
                         "a value of the API");

@@ -4,6 +4,8 @@
 #include "quant/base/strings.h"
 #include "server/ops/names.h"
 #include "server/services/generate.h"
+#include "server/services/score.h"
+#include "server/services/versions.h"
 
 namespace nibble {
 namespace {
@@ -13,7 +15,6 @@ constexpr int kMostStops = 16;
 constexpr size_t kLongestStop = 256;
 constexpr int kMostStopTokens = 64;
 constexpr int kMostBiases = 1024;
-constexpr size_t kLongestRequestId = 128;
 constexpr int kMostLogprobs = 20;
 
 template <class Found>
@@ -21,6 +22,11 @@ absl::Status Require(bool good, std::string_view field, const Found& found,
                      std::string_view expected) {
   if (good) return absl::OkStatus();
   return FieldError(absl::StatusCode::kInvalidArgument, field, StrCat(found), expected);
+}
+
+absl::Status CheckLogprobs(std::string_view field, int32_t count) {
+  return Require(count >= 0 && count <= kMostLogprobs, field, count,
+                 StrCat("0 to ", kMostLogprobs));
 }
 
 absl::Status CheckSampling(const v1::Sampling& s) {
@@ -56,12 +62,8 @@ absl::Status CheckGenerate(const v1::GenerateRequest& request) {
                       "none: grammars are not served by this version");
   }
   NIBBLE_RETURN_IF_ERROR(CheckSampling(request.sampling()));
-  if (request.version() != 0 && request.version() != 1) {
-    return FieldError(absl::StatusCode::kNotFound, "version", StrCat(request.version()), "0 or 1");
-  }
-  NIBBLE_RETURN_IF_ERROR(Require(request.request_id().size() <= kLongestRequestId, "request_id",
-                                 StrCat(request.request_id().size(), " bytes"),
-                                 StrCat("at most ", kLongestRequestId)));
+  NIBBLE_RETURN_IF_ERROR(CheckVersion(request.version()));
+  NIBBLE_RETURN_IF_ERROR(CheckRequestId(request.request_id()));
   NIBBLE_RETURN_IF_ERROR(
       Require(!request.has_n() || (request.n() >= 1 && request.n() <= kMostChoices), "n",
               request.n(), StrCat("1 to ", kMostChoices)));
@@ -81,11 +83,14 @@ absl::Status CheckGenerate(const v1::GenerateRequest& request) {
   NIBBLE_RETURN_IF_ERROR(Require(request.stop_token_ids_size() <= kMostStopTokens, "stop_token_ids",
                                  request.stop_token_ids_size(),
                                  StrCat("at most ", kMostStopTokens)));
-  const auto logprobs = [](int32_t n) { return n >= 0 && n <= kMostLogprobs; };
-  NIBBLE_RETURN_IF_ERROR(Require(logprobs(request.logprobs()), "logprobs", request.logprobs(),
-                                 StrCat("0 to ", kMostLogprobs)));
-  return Require(logprobs(request.prompt_logprobs()), "prompt_logprobs", request.prompt_logprobs(),
-                 StrCat("0 to ", kMostLogprobs));
+  NIBBLE_RETURN_IF_ERROR(CheckLogprobs("logprobs", request.logprobs()));
+  return CheckLogprobs("prompt_logprobs", request.prompt_logprobs());
+}
+
+absl::Status CheckScore(const v1::ScoreRequest& request) {
+  NIBBLE_RETURN_IF_ERROR(CheckVersion(request.version()));
+  NIBBLE_RETURN_IF_ERROR(CheckRequestId(request.request_id()));
+  return CheckLogprobs("top_logprobs", request.top_logprobs());
 }
 
 }  // namespace nibble

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <functional>
+
 #include "nibble/v1/inference.grpc.pb.h"
 #include "server/ops/metrics.h"
 #include "server/ops/task_thread.h"
@@ -25,6 +27,10 @@ class InferenceService : public v1::InferenceService::CallbackService {
                                        v1::DetokenizeResponse* response) override;
 
  private:
+  // Answers on `tasks_`.
+  grpc::ServerUnaryReactor* Answer(grpc::CallbackServerContext* context, const char* method,
+                                   std::function<absl::Status()> work);
+
   Registry& registry_;
   Metrics& metrics_;
   TaskThread tasks_;  // tokenizing and loading: not for an RPC thread

@@ -7,9 +7,12 @@
 #include "quant/base/status_macros.h"
 #include "quant/base/strings.h"
 #include "server/ops/grpc_status.h"
+#include "server/services/corpora.h"
+#include "server/services/download.h"
 #include "server/services/model_messages.h"
-#include "server/services/not_served.h"
 #include "server/services/pages.h"
+#include "server/services/upload.h"
+#include "server/services/versions.h"
 
 namespace nibble {
 namespace {
@@ -25,11 +28,6 @@ absl::Status CheckFilters(const v1::ListModelsRequest& request) {
                       "states of a model");
   }
   return absl::OkStatus();
-}
-
-absl::Status CheckVersion(int64_t version) {
-  if (version == 0 || version == 1) return absl::OkStatus();
-  return FieldError(absl::StatusCode::kNotFound, "version", StrCat(version), "0 or 1");
 }
 
 absl::StatusOr<std::optional<Compute>> CheckLoad(const v1::LoadOptions& options) {
@@ -54,8 +52,23 @@ absl::StatusOr<std::optional<Compute>> CheckLoad(const v1::LoadOptions& options)
 
 }  // namespace
 
-ModelService::ModelService(Registry& registry, JobStore& jobs, absl::Mutex& names, Metrics& metrics)
-    : registry_(registry), jobs_(jobs), names_(names), metrics_(metrics) {}
+ModelService::ModelService(Registry& registry, JobStore& jobs, absl::Mutex& names,
+                           int64_t quota_bytes, Metrics& metrics)
+    : registry_(registry),
+      jobs_(jobs),
+      names_(names),
+      metrics_(metrics),
+      uploads_({.root = registry.root(),
+                .quota_bytes = quota_bytes,
+                .check_free = [this](const std::string& name) { return CheckNoJob(name); }},
+               names) {}
+
+absl::Status ModelService::CheckNoJob(const std::string& name) {
+  NIBBLE_ASSIGN_OR_RETURN(const std::string job, jobs_.LiveJobOf(name));
+  if (job.empty()) return absl::OkStatus();
+  return FieldError(absl::StatusCode::kAlreadyExists, "model",
+                    StrCat("\"", name, "\", which ", job, " works on"), "a name that is free");
+}
 
 grpc::ServerUnaryReactor* ModelService::Start(grpc::CallbackServerContext* context,
                                               const char* method,
@@ -176,25 +189,29 @@ grpc::ServerUnaryReactor* ModelService::DeleteModel(grpc::CallbackServerContext*
 }
 
 grpc::ServerReadReactor<v1::UploadRequest>* ModelService::Upload(grpc::CallbackServerContext*,
-                                                                 v1::UploadResponse*) {
-  return StreamNotServed<grpc::ServerReadReactor<v1::UploadRequest>>(metrics_, "Upload");
+                                                                 v1::UploadResponse* response) {
+  return StartUpload(response, uploads_, metrics_, transfers_);
 }
 
-grpc::ServerWriteReactor<v1::DownloadResponse>* ModelService::Download(grpc::CallbackServerContext*,
-                                                                       const v1::DownloadRequest*) {
-  return StreamNotServed<grpc::ServerWriteReactor<v1::DownloadResponse>>(metrics_, "Download");
+grpc::ServerWriteReactor<v1::DownloadResponse>* ModelService::Download(
+    grpc::CallbackServerContext*, const v1::DownloadRequest* request) {
+  return StartDownload(*request, registry_.root(), metrics_, transfers_);
 }
 
 grpc::ServerUnaryReactor* ModelService::ListCorpora(grpc::CallbackServerContext* context,
-                                                    const v1::ListCorporaRequest*,
-                                                    v1::ListCorporaResponse*) {
-  return UnaryNotServed(context, metrics_, "ListCorpora");
+                                                    const v1::ListCorporaRequest* request,
+                                                    v1::ListCorporaResponse* response) {
+  return Answer(context, "ListCorpora",
+                [=, this] { return nibble::ListCorpora(registry_.root(), *request, *response); });
 }
 
 grpc::ServerUnaryReactor* ModelService::DeleteCorpus(grpc::CallbackServerContext* context,
-                                                     const v1::DeleteCorpusRequest*,
+                                                     const v1::DeleteCorpusRequest* request,
                                                      v1::DeleteCorpusResponse*) {
-  return UnaryNotServed(context, metrics_, "DeleteCorpus");
+  return Answer(context, "DeleteCorpus", [=, this] {
+    absl::MutexLock lock(&names_);
+    return nibble::DeleteCorpus(registry_.root(), jobs_, request->name());
+  });
 }
 
 }  // namespace nibble

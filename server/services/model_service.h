@@ -9,14 +9,17 @@
 #include "server/ops/metrics.h"
 #include "server/ops/task_thread.h"
 #include "server/registry/registry.h"
+#include "server/transfer/upload_store.h"
 
 namespace nibble {
 
 // Thread-safe; everything given outlives it.
 class ModelService : public v1::ModelService::CallbackService {
  public:
-  // `names` is held while a name is checked and freed.
-  ModelService(Registry& registry, JobStore& jobs, absl::Mutex& names, Metrics& metrics);
+  // `names` is held while a name is checked and then taken or freed. `quota_bytes` limits what
+  // uploads may fill of the data root; 0: no limit.
+  ModelService(Registry& registry, JobStore& jobs, absl::Mutex& names, int64_t quota_bytes,
+               Metrics& metrics);
 
   grpc::ServerUnaryReactor* ListModels(grpc::CallbackServerContext* context,
                                        const v1::ListModelsRequest* request,
@@ -54,13 +57,16 @@ class ModelService : public v1::ModelService::CallbackService {
                                    std::function<absl::Status()> work);
   absl::Status List(const v1::ListModelsRequest& request, v1::ListModelsResponse& response);
   absl::Status Get(const std::string& name, bool report, v1::Model& response);
+  absl::Status CheckNoJob(const std::string& name);
   absl::Status Delete(const std::string& name) ABSL_LOCKS_EXCLUDED(names_);
 
   Registry& registry_;
   JobStore& jobs_;
   absl::Mutex& names_;
   Metrics& metrics_;
-  TaskThread folders_;  // reads and removes them: not for an RPC thread
+  UploadStore uploads_;
+  TaskThread folders_;    // reads and removes them: not for an RPC thread
+  TaskThread transfers_;  // writes and reads files of uploads and downloads
 };
 
 }  // namespace nibble

@@ -16,8 +16,8 @@ v1::TokenLogprob OneLogprob(int32_t token, float logprob, const Tokenizer& token
 
 }  // namespace
 
-absl::StatusOr<std::vector<int32_t>> ChatTokens(const Registry& registry, const LoadedModel& model,
-                                                const v1::Chat& chat) {
+absl::StatusOr<std::vector<int32_t>> ChatTokens(const Registry& registry, const std::string& model,
+                                                const Tokenizer& tokenizer, const v1::Chat& chat) {
   if (chat.messages().empty()) {
     return FieldError(absl::StatusCode::kInvalidArgument, "chat.messages", "none", "1 or more");
   }
@@ -34,16 +34,16 @@ absl::StatusOr<std::vector<int32_t>> ChatTokens(const Registry& registry, const 
     messages.push_back({message.role(), message.content()});
   }
   NIBBLE_ASSIGN_OR_RETURN(const std::filesystem::path folder,
-                          FindModel(registry.root(), "model", model.name));
+                          FindModel(registry.root(), "model", model));
   const absl::StatusOr<ChatTemplate> chat_template = ChatTemplate::Load(folder);
   if (absl::IsNotFound(chat_template.status())) {
     return FieldError(absl::StatusCode::kFailedPrecondition, "chat",
-                      StrCat("one for \"", model.name, "\", which has no chat template"),
+                      StrCat("one for \"", model, "\", which has no chat template"),
                       "a text prompt, or a model with a template");
   }
   NIBBLE_RETURN_IF_ERROR(chat_template.status());
   NIBBLE_ASSIGN_OR_RETURN(const std::string text, chat_template->Render(messages));
-  return model.tokenizer->Encode(text, SpecialTokens::kNone);
+  return tokenizer.Encode(text, SpecialTokens::kNone);
 }
 
 absl::StatusOr<std::vector<int32_t>> PromptTokens(const Registry& registry,
@@ -59,7 +59,8 @@ absl::StatusOr<std::vector<int32_t>> PromptTokens(const Registry& registry,
       tokens.assign(request.token_ids().ids().begin(), request.token_ids().ids().end());
       break;
     case v1::GenerateRequest::kChat: {
-      NIBBLE_ASSIGN_OR_RETURN(tokens, ChatTokens(registry, model, request.chat()));
+      NIBBLE_ASSIGN_OR_RETURN(tokens,
+                              ChatTokens(registry, model.name, *model.tokenizer, request.chat()));
       break;
     }
     case v1::GenerateRequest::PROMPT_NOT_SET:

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -12,8 +13,8 @@
 
 namespace nibble {
 
-absl::StatusOr<std::vector<int32_t>> ChatTokens(const Registry& registry, const LoadedModel& model,
-                                                const v1::Chat& chat);
+absl::StatusOr<std::vector<int32_t>> ChatTokens(const Registry& registry, const std::string& model,
+                                                const Tokenizer& tokenizer, const v1::Chat& chat);
 absl::StatusOr<std::vector<int32_t>> PromptTokens(const Registry& registry,
                                                   const LoadedModel& model,
                                                   const v1::GenerateRequest& request);

@@ -324,19 +324,90 @@ TEST_F(ServingTest, ValuesOutsideTheApiAreRefusedAndTheRestIsNamed) {
   v1::Model model;
   EXPECT_EQ(models_->LoadModel(&context, load, &model).error_code(),
             grpc::StatusCode::INVALID_ARGUMENT);
-  grpc::ClientContext corpora_context;
-  v1::ListCorporaResponse corpora;
-  const grpc::Status unserved = models_->ListCorpora(&corpora_context, {}, &corpora);
+  grpc::ClientContext profile_context;
+  const grpc::Status unserved = evaluation_->ProfileActivations(&profile_context, {})->Finish();
   EXPECT_EQ(unserved.error_code(), grpc::StatusCode::UNIMPLEMENTED);
-  EXPECT_THAT(unserved.error_message(), HasSubstr("ListCorpora"));
+  EXPECT_THAT(unserved.error_message(), HasSubstr("ProfileActivations"));
+}
+
+TEST_F(ServingTest, AScoreIsTheEvaluationOfItsText) {
+  std::ifstream file(folder_.path() / "corpora" / "text.txt");
+  const std::string text((std::istreambuf_iterator<char>(file)), {});
+  std::vector<v1::EvaluatePerplexityResponse> messages;
+  v1::EvaluatePerplexityRequest evaluation = Evaluation("text.txt", 900);
+  evaluation.set_windows(1);
+  ASSERT_TRUE(Evaluate(evaluation, messages).ok());
+  v1::ScoreRequest request;
+  request.set_model("tiny");
+  request.set_text(text.substr(0, 900));
+  request.set_top_logprobs(3);
+  v1::ScoreResponse score;
+  grpc::ClientContext context;
+  ASSERT_TRUE(inference_->Score(&context, request, &score).ok());
+  EXPECT_EQ(score.token_ids_size(), 900);
+  ASSERT_EQ(score.logprobs_size(), 899);
+  // Logprobs are rounded to f32 before they are added here.
+  EXPECT_NEAR(score.negative_log_likelihood(), messages.back().negative_log_likelihood(), 1e-6);
+  EXPECT_NEAR(score.perplexity(), messages.back().perplexity(), 1e-4);
+  for (int i = 0; i < score.logprobs_size(); ++i) {
+    const v1::TokenLogprob& logprob = score.logprobs(i);
+    EXPECT_EQ(logprob.token_id(), score.token_ids(i + 1));
+    ASSERT_EQ(logprob.top_size(), 3);
+    EXPECT_LE(logprob.logprob(), logprob.top(0).logprob());
+  }
+  const auto refuse = [&](const v1::ScoreRequest& bad, const std::string& words) {
+    grpc::ClientContext again;
+    const grpc::Status status = inference_->Score(&again, bad, &score);
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+    EXPECT_THAT(status.error_message(), HasSubstr(words));
+  };
+  request.set_text("a");
+  refuse(request, "input: found 1 tokens");
+  request.set_text("ab");
+  request.set_top_logprobs(21);
+  refuse(request, "top_logprobs: found 21");
+}
+
+TEST_F(ServingTest, TextBecomesTokensAndTextAgainWithoutLoading) {
+  v1::TokenizeRequest request;
+  request.set_model("tiny");
+  request.set_text("h\xc3\xa9llo");
+  v1::TokenizeResponse tokens;
+  {
+    grpc::ClientContext context;
+    ASSERT_TRUE(inference_->Tokenize(&context, request, &tokens).ok());
+  }
+  ASSERT_EQ(tokens.token_ids_size(), 6);
+  EXPECT_EQ(tokens.tokens(1), "\xc3");  // half a character
+  v1::DetokenizeRequest back;
+  back.set_model("tiny");
+  *back.mutable_token_ids() = tokens.token_ids();
+  v1::DetokenizeResponse text;
+  {
+    grpc::ClientContext context;
+    ASSERT_TRUE(inference_->Detokenize(&context, back, &text).ok());
+  }
+  EXPECT_EQ(text.text(), request.text());
+  back.add_token_ids(256);
+  grpc::ClientContext context;
+  const grpc::Status status = inference_->Detokenize(&context, back, &text);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(status.error_message(), HasSubstr("token_ids: found 256"));
+  grpc::ClientContext get_context;
+  v1::GetModelRequest get;
+  get.set_name("tiny");
+  v1::Model model;
+  ASSERT_TRUE(models_->GetModel(&get_context, get, &model).ok());
+  EXPECT_EQ(model.versions(0).state(), v1::MODEL_STATE_STORED);
 }
 
 TEST_F(ServingTest, ARequestLongerThanTheCacheIsRefusedAndAnUnlimitedOneFitsIt) {
   // Four layers of keys and values, two heads of 16, in f32: 1 KiB a token, so 64 blocks of 16.
   ASSERT_TRUE(WriteTinyLlama({.context = kContext}, folder_.path() / "models" / "wide").ok());
   daemon_.reset();
-  daemon_ = std::make_unique<DaemonProcess>(NIBBLED_PATH, folder_.path(),
-                                            std::vector<std::string>{"--kv-bytes", "1048576"});
+  daemon_ = std::make_unique<DaemonProcess>(
+      NIBBLED_PATH, folder_.path(),
+      std::vector<std::string>{"--kv-bytes", "1048576", "--serve-threads", "1"});
   inference_ = v1::InferenceService::NewStub(
       grpc::CreateChannel(daemon_->grpc_address(), grpc::InsecureChannelCredentials()));
   v1::GenerateRequest request = Request("some text", 1016);

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from nibble_import import hf_tokenizer, hf_weights
 from nibble_import.folder import ImportRefused, copy_file, read_json, staged
-from nibble_import.hf_source import model_folder
+from nibble_import.hub_cache import model_folder
 
 OPTIONAL = ("generation_config.json", "chat_template.jinja", "LICENSE", "LICENSE.md",
             "LICENSE.txt", "README.md")

@@ -30,12 +30,23 @@ def write_tokenizer(source, folder):
     if not (source / VOCAB).is_file() or not (source / MERGES).is_file():
         raise ImportRefused(f"{source}: no {FAST}, no {SENTENCEPIECE} and no {VOCAB} with {MERGES}, "
                             "expected a tokenizer")
-    write_json(folder / FAST, make_tokenizer(source))
+    made = make_tokenizer(source)
+    write_json(folder / FAST, made)
+    check_made(folder / FAST, made["added_tokens"], source)
+
+
+def check_made(path, added, source):
+    """Raises ImportRefused unless the tokenizers package reads it with the same ids."""
     try:
-        Tokenizer.from_file(str(folder / FAST))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers package raises plain Exception
         raise ImportRefused(f"{source / VOCAB} and {MERGES}: {error}, "
                             "expected a whole byte-level BPE") from error
+    for token in added:
+        found = tokenizer.token_to_id(token["content"])
+        if found != token["id"]:
+            raise ImportRefused(f"{source}: token {token['content']}: found the id {token['id']}, "
+                                f"expected {found}, the next after the vocabulary")
 
 
 def make_tokenizer(source):

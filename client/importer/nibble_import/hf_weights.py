@@ -12,6 +12,7 @@ from nibble_import.torch_file import TorchFile
 SAFETENSORS = "model.safetensors"
 TORCH = "pytorch_model.bin"
 HEAD = "lm_head.weight"
+ROTARY = ".rotary_emb.inv_freq"  # LLaMA's frequencies, which config.json gives
 
 
 def find_weights(source):
@@ -75,12 +76,15 @@ def safetensors_names(path):
 
 
 def torch_tensors(source, config):
-    """Every tensor of the .bin files under its name in safetensors, a tied head left out."""
+    """Every tensor of the .bin files under its name in safetensors, a tied head and
+    the rotary frequencies left out."""
     places = {}
     for file_name, expected in shards(source, TORCH).items():
         file = TorchFile(source / file_name)
         check_shard(file.path, expected, file.views.keys())
         for name in file.views:
+            if name.endswith(ROTARY):
+                continue
             new = hf_name(name, config["model_type"])
             if new in places:
                 raise ImportRefused(f"{file.path}: tensor {name}: found it twice as {new}, "

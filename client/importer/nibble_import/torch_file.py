@@ -19,7 +19,6 @@ from nibble_import.folder import ImportRefused
 MOST_PICKLE_BYTES = 64 << 20
 STORAGE_DTYPES = {"FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16"}
 CODES = {"F32": np.dtype("<u4"), "F16": np.dtype("<u2"), "BF16": np.dtype("<u2")}
-LOCAL_HEADER_BYTES = 30
 
 
 class Storage(NamedTuple):
@@ -70,11 +69,8 @@ class TorchFile:
         codes = CODES[view.storage.dtype]
         span = 0 if 0 in view.shape else 1 + sum(
             (size - 1) * stride for size, stride in zip(view.shape, view.strides))
-        start = self._storage_start(view.storage) + view.offset * codes.itemsize
-        values = np.fromfile(self.path, dtype=codes, count=span, offset=start)
-        if len(values) != span:
-            raise ImportRefused(f"{self.path}: tensor {name}: found {len(values)} of its numbers, "
-                                f"expected {span}")
+        content = self._storage_bytes(view, span * codes.itemsize)
+        values = np.frombuffer(content, dtype=codes)
         strides = [stride * codes.itemsize for stride in view.strides]
         return np.ascontiguousarray(
             np.lib.stride_tricks.as_strided(values, view.shape, strides, writeable=False))
@@ -126,18 +122,19 @@ class TorchFile:
                                     f"{entry.file_size} bytes, expected {needed}")
         return dict(state)
 
-    def _storage_start(self, storage):
-        """Where a storage's bytes begin in the file: behind the entry's local header."""
-        entry = self.entries[f"{self.prefix}data/{storage.key}"]
-        with open(self.path, "rb") as file:
-            file.seek(entry.header_offset)
-            header = file.read(LOCAL_HEADER_BYTES)
-        if len(header) != LOCAL_HEADER_BYTES or not header.startswith(b"PK\3\4"):
-            raise ImportRefused(f"{self.path}: data/{storage.key}: found no local zip header, "
-                                "expected one")
-        name_bytes = int.from_bytes(header[26:28], "little")
-        extra_bytes = int.from_bytes(header[28:30], "little")
-        return entry.header_offset + LOCAL_HEADER_BYTES + name_bytes + extra_bytes
+    def _storage_bytes(self, view, count):
+        """`count` bytes at the view's offset; a whole storage is held against its checksum."""
+        entry = self.entries[f"{self.prefix}data/{view.storage.key}"]
+        try:
+            with zipfile.ZipFile(self.path) as archive, archive.open(entry) as file:
+                file.seek(view.offset * CODES[view.storage.dtype].itemsize)
+                content = file.read(count)
+        except (zipfile.BadZipFile, EOFError) as error:
+            raise ImportRefused(f"{self.path}: {error}, expected a whole archive") from None
+        if len(content) != count:
+            raise ImportRefused(f"{self.path}: data/{view.storage.key}: found {len(content)} bytes, "
+                                f"expected {count}")
+        return content
 
 
 def check_view(view):

@@ -1,15 +1,9 @@
 #include "quant/model/checkpoint/artifact.h"
 
-#include <openssl/evp.h>
-
-#include <array>
 #include <cstring>
-#include <fstream>
-#include <memory>
 #include <system_error>
 #include <utility>
 
-#include "absl/strings/escaping.h"
 #include "quant/base/status_macros.h"
 #include "quant/base/strings.h"
 #include "quant/model/checkpoint/json.h"
@@ -19,7 +13,6 @@ namespace {
 
 constexpr char kManifest[] = "nibble.json";
 constexpr int64_t kFormatVersion = 1;
-constexpr size_t kReadBytes = size_t{1} << 20;
 
 absl::StatusOr<WeightSpec> ParseWeights(const JsonObject& json) {
   WeightSpec spec;
@@ -174,26 +167,6 @@ std::vector<NamedTensor> QuantizedMatrixTensors(std::string_view name,
     tensors.push_back(MakeTensor(StrCat(name, suffix), dtype, std::move(shape), buffer));
   });
   return tensors;
-}
-
-absl::StatusOr<std::string> Sha256File(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) return absl::NotFoundError(StrCat(path.string(), ": can't be opened"));
-  const std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context(EVP_MD_CTX_new(),
-                                                                        &EVP_MD_CTX_free);
-  bool good = context != nullptr && EVP_DigestInit_ex(context.get(), EVP_sha256(), nullptr) == 1;
-  std::vector<char> buffer(kReadBytes);
-  while (good && file) {
-    file.read(buffer.data(), static_cast<std::streamsize>(buffer.size()));
-    good = EVP_DigestUpdate(context.get(), buffer.data(), static_cast<size_t>(file.gcount())) == 1;
-  }
-  if (file.bad()) return absl::DataLossError(StrCat(path.string(), ": can't be read"));
-  std::array<unsigned char, EVP_MAX_MD_SIZE> digest;
-  unsigned int length = 0;
-  good = good && EVP_DigestFinal_ex(context.get(), digest.data(), &length) == 1;
-  if (!good) return absl::InternalError(StrCat(path.string(), ": sha256 failed"));
-  return absl::BytesToHexString(
-      absl::string_view(reinterpret_cast<const char*>(digest.data()), length));
 }
 
 }  // namespace nibble

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "quant/base/sha256.h"
 #include "quant/formats/formats.h"
 #include "quant/model/checkpoint/safetensors.h"
 
@@ -38,8 +39,5 @@ absl::StatusOr<QuantizedMatrix> ReadQuantizedMatrix(const TensorSource& tensors,
                                                     int64_t rows, int64_t cols);
 std::vector<NamedTensor> QuantizedMatrixTensors(std::string_view name,
                                                 const QuantizedMatrix& matrix);
-
-// Lower-case hex sha256 of a file.
-absl::StatusOr<std::string> Sha256File(const std::filesystem::path& path);
 
 }  // namespace nibble

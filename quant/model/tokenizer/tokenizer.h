@@ -20,8 +20,9 @@ enum class DecodeSpecial { kSkip, kKeep };
 class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
-  // Reads tokenizer.json (byte-level BPE). An unknown pre-tokenizer, normalizer or model is
-  // UNIMPLEMENTED with its name.
+  // Reads tokenizer.json (byte-level BPE). Where it is not there, or is of a kind that is not
+  // built as those that were made of a tokenizer.model, tokenizer.model (SentencePiece). An
+  // unknown pre-tokenizer, normalizer or model is UNIMPLEMENTED with its name.
   static absl::StatusOr<std::unique_ptr<Tokenizer>> Load(const std::filesystem::path& folder);
 
   // Added tokens written in the text become their ids. Invalid UTF-8 is replaced by U+FFFD, as the
@@ -37,7 +38,10 @@ class Tokenizer {
   virtual int32_t vocab_size() const = 0;
   virtual absl::StatusOr<int32_t> TokenId(std::string_view token) const = 0;
 
-  absl::StatusOr<std::string> Decode(absl::Span<const int32_t> ids, DecodeSpecial special) const;
+  // The text of all the tokens: valid UTF-8. At the start of a text some tokenizers leave out a
+  // space that is theirs; in a stream, which goes on after a prompt, TokenBytes keeps it.
+  virtual absl::StatusOr<std::string> Decode(absl::Span<const int32_t> ids,
+                                             DecodeSpecial special) const;
 };
 
 // Token bytes in, whole UTF-8 characters out.

@@ -49,10 +49,10 @@ def make_weights(seed=3):
             for name, shape in shapes().items()}
 
 
-def write_tokenizer(folder, config=None, tokens=TOKENS):
+def write_tokenizer(folder, config, tokens=TOKENS):
     (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
     (folder / "merges.txt").write_text("#version: 0.2\nh i\nĠ hi\n", encoding="utf-8")
-    (folder / "tokenizer_config.json").write_text(json.dumps(config or TOKENIZER_CONFIG))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
 def write_folder(folder, weights):
@@ -61,7 +61,7 @@ def write_folder(folder, weights):
     (folder / "config.json").write_text(json.dumps(CONFIG))
     (folder / "generation_config.json").write_text('{"bos_token_id": 2, "eos_token_id": 2}')
     (folder / "special_tokens_map.json").write_text(json.dumps(SPECIAL))
-    write_tokenizer(folder)
+    write_tokenizer(folder, TOKENIZER_CONFIG)
     torch_bin.save_arrays(folder / "pytorch_model.bin", weights)
     return folder
 

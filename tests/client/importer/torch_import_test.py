@@ -2,6 +2,8 @@
 
 import json
 import os
+import resource
+import shutil
 import unittest
 import zipfile
 from pathlib import Path
@@ -14,8 +16,10 @@ from nibble_import.folder import ImportRefused
 from nibble_import.torch_file import TorchFile
 from safetensors import safe_open
 from safetensors.numpy import load_file
+from tokenizers import Tokenizer
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures" / "torch"
+OPT = FIXTURES.with_name("checkpoints") / "opt-1.3b"
 
 
 class OptFolderTest(ImporterCase):
@@ -39,6 +43,35 @@ class OptFolderTest(ImporterCase):
                          {"config.json", "generation_config.json", "model.safetensors",
                           "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"})
 
+    def test_transformers_own_folder_has_its_values_and_token_ids(self):
+        expected = json.loads(OPT.with_name("opt-1.3b.expected.json").read_text())
+        found = self.import_opt(OPT)
+        self.assertEqual({name: values.astype(np.float64).sum() for name, values in found.items()},
+                         expected["sums"])
+        tokenizer = Tokenizer.from_file(str(self.out / "tokenizer.json"))
+        for case in expected["tokens"]:
+            self.assertEqual(tokenizer.encode(case["text"]).ids, case["ids"], case["text"])
+
+    def test_a_flipped_bit_ends_in_a_sentence_or_in_the_same_weights(self):
+        source = shutil.copytree(OPT, self.root / "opt")
+        whole = (OPT / "pytorch_model.bin").read_bytes()
+        expected = self.import_opt(source)
+        random = np.random.default_rng(7)
+        for number in range(25):
+            broken = bytearray(whole)
+            broken[random.integers(len(broken))] ^= 1 << random.integers(8)
+            (source / "pytorch_model.bin").write_bytes(broken)
+            self.out = self.root / "models" / str(number)
+            result = self.run_import("hf", source)
+            self.assertNotIn("Traceback", result.stderr)
+            if result.returncode != 0:
+                self.assertEqual(result.returncode, 1)
+                self.assertFalse(self.out.exists())
+                continue
+            found = load_file(self.out / "model.safetensors")
+            for name, values in expected.items():
+                np.testing.assert_array_equal(found[name], values)
+
     def test_shards_are_joined_and_a_copied_head_left_out(self):
         weights = tiny_opt.make_weights()
         names = sorted(weights)
@@ -61,6 +94,13 @@ class OptFolderTest(ImporterCase):
         head = weights[tiny_opt.EMBEDDING] + 1
         source = tiny_opt.write_folder(self.root / "opt", {**weights, "lm_head.weight": head})
         self.assert_refused(self.run_import("hf", source), "lm_head.weight", "tie_word_embeddings")
+
+    def test_llamas_rotary_frequencies_are_left_out(self):
+        source = tiny_opt.write_folder(self.root / "llama", {
+            "model.embed_tokens.weight": np.ones((2, 2), np.float16),
+            "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(2, np.float32)})
+        (source / "config.json").write_text('{"model_type": "llama"}')
+        self.assertEqual(list(self.import_opt(source)), ["model.embed_tokens.weight"])
 
     def test_names_of_both_spellings_are_refused(self):
         weights = tiny_opt.make_weights()
@@ -130,8 +170,9 @@ class RefusedTorchFileTest(ImporterCase):
     def test_a_pickle_that_runs_a_command_is_refused_and_not_run(self):
         mark = self.root / "ran"
         source = tiny_opt.write_folder(self.root / "opt", tiny_opt.make_weights())
-        for function, arguments in ((os.system, (f"touch {mark}",)), (eval, (f"open({str(mark)!r}, 'w')",)),
-                                    (open, (str(mark), "w"))):
+        calls = ((os.system, (f"touch {mark}",)), (eval, (f"open({str(mark)!r}, 'w')",)),
+                 (open, (str(mark), "w")))
+        for function, arguments in calls:
             for protocol in (0, 2, 4):
                 with self.subTest(function=function.__name__, protocol=protocol):
                     state = {"weight": torch_bin.Calls(function, *arguments)}
@@ -144,6 +185,13 @@ class RefusedTorchFileTest(ImporterCase):
     def test_an_attribute_of_an_allowed_name_is_refused(self):
         pickled = b"\x80\x04\x8c\x0bcollections\x8c\x14OrderedDict.fromkeys\x93."
         self.assert_file_refused(self.write(pickled=pickled), "collections.OrderedDict.fromkeys")
+
+    def test_a_huge_memo_index_takes_no_memory(self):
+        limit = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (4 << 30, limit[1]))
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_AS, limit)
+        self.assert_file_refused(self.write(pickled=b"\x80\x02}r\xff\xff\xff\x7f."),
+                                 "expected a state dict")
 
     def test_other_storages_and_rebuilders_are_named(self):
         longs = {"position_ids": torch_bin.whole("0", np.zeros(2, np.int64))}

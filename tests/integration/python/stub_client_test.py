@@ -1,71 +1,19 @@
-"""nibble from Python as anybody would call it: stubs made of proto/, and the reflection service.
-
-NIBBLED is the daemon's path.
-"""
+"""nibble from Python as anybody would call it: stubs made of proto/, and the reflection service."""
 
 import importlib
-import json
-import os
-import subprocess
 import sys
 import tempfile
 import unittest
 from pathlib import Path
 
 import grpc
-import numpy as np
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase)
 from grpc_tools import protoc
-from safetensors.numpy import save_file
+from tiny_daemon import TinyDaemon
 
 PROTO = Path(__file__).resolve().parents[3] / "proto"
 SERVICES = ("EvaluationService", "InferenceService", "ModelService", "QuantizationService")
-HIDDEN, INNER, LAYERS, HEADS, VOCAB = 64, 128, 2, 4, 256
-
-
-def byte_vocabulary():
-    """GPT-2's byte-level alphabet, one token a byte."""
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = iter(range(256, 512))
-    return {chr(byte if byte in printable else next(others)): byte for byte in range(256)}
-
-
-def write_model(folder):
-    """A LLaMA of two layers with random weights (seed 1) and a tokenizer of bytes."""
-    random = np.random.default_rng(1)
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
-                  "use_regex": True}
-    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN,
-              "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
-              "num_key_value_heads": HEADS, "intermediate_size": INNER, "vocab_size": VOCAB,
-              "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-              "hidden_act": "silu", "tie_word_embeddings": True, "bos_token_id": 0,
-              "eos_token_id": 0, "torch_dtype": "float32"}
-    tokenizer = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [],
-                 "normalizer": None, "pre_tokenizer": byte_level, "post_processor": None,
-                 "decoder": byte_level,
-                 "model": {"type": "BPE", "dropout": None, "unk_token": None,
-                           "continuing_subword_prefix": None, "end_of_word_suffix": None,
-                           "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
-                           "vocab": byte_vocabulary(), "merges": []}}
-    shapes = {"self_attn.q_proj": (HIDDEN, HIDDEN), "self_attn.k_proj": (HIDDEN, HIDDEN),
-              "self_attn.v_proj": (HIDDEN, HIDDEN), "self_attn.o_proj": (HIDDEN, HIDDEN),
-              "mlp.gate_proj": (INNER, HIDDEN), "mlp.up_proj": (INNER, HIDDEN),
-              "mlp.down_proj": (HIDDEN, INNER)}
-    tensors = {"model.embed_tokens.weight": random.normal(size=(VOCAB, HIDDEN)),
-               "model.norm.weight": np.ones(HIDDEN)}
-    for layer in range(LAYERS):
-        prefix = f"model.layers.{layer}."
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            tensors[f"{prefix}{norm}.weight"] = np.ones(HIDDEN)
-        for name, shape in shapes.items():
-            tensors[f"{prefix}{name}.weight"] = random.normal(size=shape) / np.sqrt(shape[1])
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    save_file({name: value.astype(np.float32) for name, value in tensors.items()},
-              folder / "model.safetensors")
 
 
 def make_stubs(folder):
@@ -75,7 +23,7 @@ def make_stubs(folder):
     if protoc.main(["protoc", *includes, f"--python_out={folder}", f"--grpc_python_out={folder}",
                     *files]) != 0:
         raise RuntimeError("protoc failed")
-    sys.path.insert(0, str(folder))
+    sys.path.insert(0, folder)
 
 
 def stubs(name):
@@ -88,25 +36,11 @@ class StubClientTest(unittest.TestCase):
     def setUpClass(cls):
         folder = tempfile.TemporaryDirectory()
         cls.addClassCleanup(folder.cleanup)
-        root = Path(folder.name)
-        (root / "stubs").mkdir()
-        make_stubs(root / "stubs")
-        write_model(root / "data/models/tiny")
-        cls.daemon = subprocess.Popen(
-            [os.environ["NIBBLED"], "--data-root", root / "data", "--listen", "127.0.0.1:0",
-             "--metrics-listen", "127.0.0.1:0"], stdout=subprocess.PIPE, text=True)
-        cls.addClassCleanup(cls.stop)
-        line = cls.daemon.stdout.readline()
-        if not line.startswith("listening grpc="):
-            raise RuntimeError(f"nibbled printed {line!r}, expected its addresses")
-        cls.channel = grpc.insecure_channel(line.split()[1].removeprefix("grpc="))
+        make_stubs(folder.name)
+        daemon = TinyDaemon()
+        cls.addClassCleanup(daemon.stop)
+        cls.channel = grpc.insecure_channel(daemon.address)
         cls.addClassCleanup(cls.channel.close)
-
-    @classmethod
-    def stop(cls):
-        cls.daemon.terminate()
-        cls.daemon.wait(timeout=60)
-        cls.daemon.stdout.close()
 
     def test_reflection_lists_and_describes_the_services(self):
         database = ProtoReflectionDescriptorDatabase(self.channel)

@@ -195,6 +195,33 @@ TEST_F(PipelineTest, ExcludedLinearsStayAndCount) {
   EXPECT_TRUE(Decoder::Load(artifact_, Compute::kF32).ok());
 }
 
+// As OpenLLaMA-3b's: neither width is a multiple of the group.
+TEST_F(PipelineTest, TheLastGroupOfARowMayBeShort) {
+  checkpoint_ = folder_.path() / "odd";
+  ASSERT_TRUE(
+      WriteTinyLlama({.hidden = 72, .layers = 1, .heads = 6, .kv_heads = 3, .intermediate = 100},
+                     checkpoint_)
+          .ok());
+  const at::Tensor original = LogitsOf(checkpoint_);
+  for (const int group : {16, 32, 64, 128, kWholeRow}) {
+    spec_.weights = WeightSpec{.format = Format::kInt8, .group_size = group};
+    const auto summary = Run(spec_);
+    ASSERT_TRUE(summary.ok()) << summary.status();
+    const auto groups = [&](int64_t cols) { return GroupCount(cols, group); };
+    // q, o: 72 x 72; k, v: 36 x 72; gate, up: 100 x 72; down: 72 x 100. k takes whole bytes a row.
+    const int64_t rows_72 = 2 * 72 + 2 * 36 + 2 * 100;
+    const int64_t weights = rows_72 * 72 + 72 * 100;
+    const int64_t bits = 8 * weights + rows_72 * (32 + 8 * ((groups(72) + 1) / 2)) +
+                         72 * (32 + 8 * ((groups(100) + 1) / 2));
+    EXPECT_DOUBLE_EQ(summary->linear_bits_per_weight, static_cast<double>(bits) / weights) << group;
+    const double difference =
+        ((LogitsOf(artifact_) - original).norm() / original.norm()).item<double>();
+    // INT8 weights under M2 and E4M3 activations.
+    EXPECT_LT(difference, 0.1) << group;
+    std::filesystem::remove_all(artifact_);
+  }
+}
+
 TEST_F(PipelineTest, AStopAtAnyMomentLeavesNothing) {
   int calls = 0;
   ASSERT_TRUE(QuantizeModel(spec_, checkpoint_, artifact_, [&](const Progress&) {

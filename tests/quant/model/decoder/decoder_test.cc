@@ -95,8 +95,9 @@ TEST_P(DecoderTest, SequencesOfABatchDoNotMeet) {
 
 INSTANTIATE_TEST_SUITE_P(Variants, DecoderTest,
                          testing::Values("llama_mha", "llama_gqa_tied", "llama_mqa_bias",
-                                         "llama_head_dim", "llama3_rope", "opt_pre_norm",
-                                         "opt_post_norm_projected", "opt_no_bias"),
+                                         "llama_head_dim", "llama_head_dim_80",
+                                         "llama_head_dim_100", "llama_head_dim_128", "llama3_rope",
+                                         "opt_pre_norm", "opt_post_norm_projected", "opt_no_bias"),
                          [](const auto& info) { return info.param; });
 
 TEST(DecoderLoaderTest, MissingAndMisshapenTensorsAreNamed) {

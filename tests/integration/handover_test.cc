@@ -1,0 +1,211 @@
+// A checkpoint's way between daemons that share no disk: pushed, quantized, pulled, served
+// elsewhere.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include <fstream>
+#include <memory>
+
+#include "client/cpp/client.h"
+#include "client/cpp/transfer.h"
+#include "quant/base/sha256.h"
+#include "tests/fixtures/tiny_llama.h"
+#include "tests/integration/daemon_process.h"
+#include "tests/temp_folder.h"
+
+namespace nibble {
+namespace {
+
+using ::testing::HasSubstr;
+
+void Ignore(const TransferProgress&) {}
+
+class Server {
+ public:
+  explicit Server(std::filesystem::path root, const std::vector<std::string>& arguments = {})
+      : root_(std::move(root)),
+        process_(NIBBLED_PATH, root_, arguments),
+        client_({.address = process_.grpc_address()}) {
+    EXPECT_NE(process_.grpc_address(), "");
+  }
+  Client& client() { return client_; }
+  DaemonProcess& process() { return process_; }
+  const std::filesystem::path& root() const { return root_; }
+
+ private:
+  const std::filesystem::path root_;
+  DaemonProcess process_;
+  Client client_;
+};
+
+class HandoverTest : public testing::Test {
+ protected:
+  HandoverTest() {
+    EXPECT_TRUE(WriteTinyLlama({.layers = 2}, source_).ok());
+    std::ofstream corpus(corpus_);
+    for (int i = 0; i < 3000; ++i) corpus << static_cast<char>('a' + i * i % 26);
+  }
+  std::filesystem::path Root(const std::string& name) {
+    const std::filesystem::path root = folder_.path() / name;
+    std::filesystem::create_directories(root);
+    return root;
+  }
+  // Log-probabilities of a text and their five best neighbours.
+  static std::vector<float> Logprobs(Client& client, const std::string& model) {
+    v1::ScoreRequest request;
+    request.set_model(model);
+    request.set_text("what is served is what is evaluated");
+    request.set_top_logprobs(5);
+    const auto score = client.Score(request);
+    EXPECT_TRUE(score.ok()) << score.status();
+    std::vector<float> values;
+    for (const auto& logprob : score->logprobs()) {
+      values.push_back(logprob.logprob());
+      for (const auto& top : logprob.top()) values.push_back(top.logprob());
+    }
+    return values;
+  }
+
+  TempFolder folder_;
+  std::filesystem::path source_ = folder_.path() / "source";
+  std::filesystem::path corpus_ = folder_.path() / "text.txt";
+};
+
+TEST_F(HandoverTest, PushedQuantizedPulledAndServedElsewhere) {
+  Server maker(Root("maker"));
+  ASSERT_TRUE(PushModel(maker.client(), source_, "tiny", Ignore).ok());
+  ASSERT_TRUE(PushCorpus(maker.client(), corpus_, "c.txt", Ignore).ok());
+  v1::ListCorporaResponse corpora = maker.client().ListCorpora({}).value();
+  ASSERT_EQ(corpora.corpora_size(), 1);
+  EXPECT_EQ(corpora.corpora(0).bytes(), 3000);
+
+  v1::SubmitJobRequest submit;
+  v1::JobSpec& spec = *submit.mutable_spec();
+  spec.set_model("tiny");
+  spec.set_output("small");
+  spec.set_weights(v1::FORMAT_E2M1);
+  spec.set_activations(v1::ACTIVATION_FORMAT_E4M3);
+  spec.set_group_size(32);
+  spec.mutable_corpus()->set_name("c.txt");
+  spec.set_windows(4);
+  spec.set_window(64);
+  const v1::Job job = maker.client().SubmitJob(submit).value();
+  v1::JobEvent last;
+  v1::WatchJobRequest watch;
+  watch.set_job_id(job.id());
+  ASSERT_TRUE(maker.client()
+                  .WatchJob(watch,
+                            [&](const v1::JobEvent& event) {
+                              last = event;
+                              return true;
+                            })
+                  .ok());
+  ASSERT_EQ(last.state(), v1::JOB_STATE_SUCCEEDED) << last.failure().message();
+
+  const std::filesystem::path pulled = folder_.path() / "pulled";
+  ASSERT_TRUE(PullModel(maker.client(), "small", pulled, Ignore).ok());
+  Server other(Root("other"));
+  ASSERT_TRUE(PushModel(other.client(), pulled, "copy", Ignore).ok());
+  v1::GetModelRequest get;
+  get.set_name("copy");
+  get.set_include_report(true);
+  const v1::Model copy = other.client().GetModel(get).value();
+  EXPECT_EQ(copy.versions(0).kind(), v1::MODEL_KIND_ARTIFACT);
+  EXPECT_EQ(copy.versions(0).spec().group_size(), 32);
+  EXPECT_EQ(copy.versions(0).report_size(), 2);
+  EXPECT_EQ(copy.versions(0).job_id(), "");
+  EXPECT_EQ(Logprobs(other.client(), "copy"), Logprobs(maker.client(), "small"));
+
+  // Files are taken byte for byte; a flipped bit is not taken at all.
+  std::fstream file(pulled / "report.json", std::ios::in | std::ios::out);
+  file.put('?');
+  file.close();
+  const absl::Status flipped = PushModel(other.client(), pulled, "flipped", Ignore);
+  EXPECT_EQ(flipped.code(), absl::StatusCode::kDataLoss);
+  EXPECT_THAT(flipped.message(), HasSubstr("report.json"));
+  get.set_name("flipped");
+  EXPECT_TRUE(absl::IsNotFound(other.client().GetModel(get).status()));
+}
+
+TEST_F(HandoverTest, APushKilledInTheMiddleGoesOn) {
+  const std::filesystem::path root = Root("killed");
+  std::filesystem::path weights = source_ / "model.safetensors";
+  const auto size = static_cast<int64_t>(std::filesystem::file_size(weights));
+  ASSERT_TRUE(WriteTinyLlama({.hidden = 256, .layers = 4, .intermediate = 1024}, source_).ok());
+  int64_t before = 0;
+  {
+    // The daemon dies by kill -9 while the weights come.
+    Server server(root);
+    const absl::Status broken =
+        PushModel(server.client(), source_, "tiny", [&](const TransferProgress& progress) {
+          if (before == 0 && progress.done > progress.total / 2) {
+            before = progress.done;
+            server.process().Stop(SIGKILL);
+          }
+        });
+    EXPECT_EQ(broken.code(), absl::StatusCode::kUnavailable) << broken;
+  }
+  ASSERT_GT(before, size / 2);
+  Server server(root);
+  v1::GetModelRequest get;
+  get.set_name("tiny");
+  EXPECT_TRUE(absl::IsNotFound(server.client().GetModel(get).status()));
+  int64_t first = 0;
+  ASSERT_TRUE(PushModel(server.client(), source_, "tiny", [&](const TransferProgress& progress) {
+                if (first == 0) first = progress.done;
+              }).ok());
+  EXPECT_GT(first, int64_t{1} << 20) << "began anew";
+  EXPECT_EQ(Sha256File(root / "models" / "tiny" / "model.safetensors").value(),
+            Sha256File(weights).value());
+}
+
+TEST_F(HandoverTest, APullTakesUpWhatAnEarlierOneLeft) {
+  Server server(Root("server"));
+  ASSERT_TRUE(PushModel(server.client(), source_, "tiny", Ignore).ok());
+  const std::filesystem::path staging = folder_.path() / ".out.partial";
+  std::filesystem::create_directories(staging);
+  std::filesystem::copy(source_ / "model.safetensors", staging / "model.safetensors");
+  std::filesystem::resize_file(staging / "model.safetensors", 1000);
+  int64_t first = 0;
+  const std::filesystem::path out = folder_.path() / "out";
+  ASSERT_TRUE(PullModel(server.client(), "tiny", out, [&](const TransferProgress& progress) {
+                if (first == 0) first = progress.done;
+              }).ok());
+  EXPECT_GT(first, 1000);
+  for (const auto& file : std::filesystem::directory_iterator(source_)) {
+    EXPECT_EQ(Sha256File(out / file.path().filename()).value(), Sha256File(file.path()).value());
+  }
+  EXPECT_EQ(PullModel(server.client(), "tiny", out, Ignore).code(),
+            absl::StatusCode::kAlreadyExists);
+  // Leftovers of other files are given up.
+  std::filesystem::create_directories(staging);
+  std::ofstream(staging / "other.bin") << "x";
+  EXPECT_TRUE(PullModel(server.client(), "tiny", folder_.path() / "out2", Ignore).ok());
+  std::filesystem::remove_all(out);
+  EXPECT_TRUE(PullModel(server.client(), "tiny", out, Ignore).ok());
+  EXPECT_TRUE(
+      absl::IsNotFound(PullModel(server.client(), "nobody", folder_.path() / "out3", Ignore)));
+  EXPECT_FALSE(std::filesystem::exists(folder_.path() / ".out3.partial"));
+}
+
+TEST_F(HandoverTest, TheQuotaIsToldAtTheStart) {
+  Server server(Root("full"), {"--quota-bytes", "10000"});
+  const absl::Status status = PushModel(server.client(), source_, "tiny", Ignore);
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(status.message(), HasSubstr("quota: found"));
+}
+
+TEST_F(HandoverTest, CorporaAreDeletedByName) {
+  Server server(Root("server"));
+  ASSERT_TRUE(PushCorpus(server.client(), corpus_, "c.txt", Ignore).ok());
+  v1::DeleteCorpusRequest remove;
+  remove.set_name("c.txt");
+  EXPECT_TRUE(server.client().DeleteCorpus(remove).ok());
+  EXPECT_TRUE(absl::IsNotFound(server.client().DeleteCorpus(remove)));
+  remove.set_name("../c.txt");
+  EXPECT_TRUE(absl::IsInvalidArgument(server.client().DeleteCorpus(remove)));
+}
+
+}  // namespace
+}  // namespace nibble
