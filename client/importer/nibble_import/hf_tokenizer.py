@@ -28,8 +28,8 @@ def write_tokenizer(source, folder):
     if copied:
         return
     if not (source / VOCAB).is_file() or not (source / MERGES).is_file():
-        raise ImportRefused(f"{source}: no {FAST}, no {SENTENCEPIECE} and no {VOCAB} with {MERGES}, "
-                            "expected a tokenizer")
+        raise ImportRefused(f"{source}: no {FAST}, no {SENTENCEPIECE} and no {VOCAB} with "
+                            f"{MERGES}, expected a tokenizer")
     made = make_tokenizer(source)
     write_json(folder / FAST, made)
     check_made(folder / FAST, made["added_tokens"], source)

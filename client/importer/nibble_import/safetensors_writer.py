@@ -1,4 +1,4 @@
-"""Writes tensors to model.safetensors, or to shards with an index, one tensor in memory at a time."""
+"""Writes model.safetensors, or shards with an index, one tensor in memory at a time."""
 
 import json
 import math
@@ -27,7 +27,7 @@ class Tensor(NamedTuple):
 
 
 def write_model(tensors, folder, shard_bytes=SHARD_BYTES):
-    """Writes every tensor in the order given; a shard holds at most `shard_bytes`, or one tensor."""
+    """Writes the tensors in the order given; a shard has at most `shard_bytes`, or one tensor."""
     shards = cut_into_shards(tensors, shard_bytes)
     weight_map = {}
     for number, shard in enumerate(shards, 1):

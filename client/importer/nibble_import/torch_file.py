@@ -132,8 +132,8 @@ class TorchFile:
         except (zipfile.BadZipFile, EOFError) as error:
             raise ImportRefused(f"{self.path}: {error}, expected a whole archive") from None
         if len(content) != count:
-            raise ImportRefused(f"{self.path}: data/{view.storage.key}: found {len(content)} bytes, "
-                                f"expected {count}")
+            raise ImportRefused(f"{self.path}: data/{view.storage.key}: found {len(content)} "
+                                f"bytes, expected {count}")
         return content
 
 

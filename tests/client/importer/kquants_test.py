@@ -35,8 +35,8 @@ def q2_k(block):
 
 def q3_k(block):
     high, quants, packed, d = block[:32], block[32:96], block[96:108], half_at(block, 108)
-    scales = [(packed[i % 8] >> (4 if i >= 8 else 0) & 15 | (packed[8 + i % 4] >> 2 * (i // 4) & 3) << 4)
-              - 32 for i in range(16)]
+    scales = [(packed[i % 8] >> 4 * (i // 8) & 15 | (packed[8 + i % 4] >> 2 * (i // 4) & 3) << 4) - 32
+              for i in range(16)]
     out = []
     for half in range(2):
         for j in range(4):

@@ -1,5 +1,5 @@
-"""vocab.json and merges.txt as tokenizer.json. Expected ids are found by hand from tiny_opt's merges
-("h i", "Ġ hi") and transformers' rules for GPT2Tokenizer."""
+"""vocab.json and merges.txt as tokenizer.json. Expected ids are found by hand from tiny_opt's
+merges ("h i", "Ġ hi") and transformers' rules for GPT2Tokenizer."""
 
 import json
 import unittest
