@@ -70,6 +70,10 @@ def main() -> None:
     }
     for model in ("llama_mqa_bias", "llama3_rope", "opt_post_norm_projected"):
         files[f"config/{model}"] = (FIXTURES / "models" / model / "config.json").read_bytes()
+    for model in ("llama", "unused"):
+        files[f"sentencepiece/{model}"] = (
+            FIXTURES / "sentencepiece" / model / "tokenizer.model").read_bytes()
+    files["tokenizer/absent_bos"] = files["tokenizer/small"].replace(b'"ids": [22]', b'"ids": [19]')
     for name, content in files.items():
         path = ROOT / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -204,6 +204,16 @@ struct BpeTokenizer::Parts {
     tokens[token.id].special |= token.special;
     return absl::OkStatus();
   }
+
+  // Ids need not be dense, and what a post-processor adds must have a text.
+  absl::Status CheckPresent(const std::string& where, absl::Span<const int32_t> ids) const {
+    for (const int32_t id : ids) {
+      if (tokens[id].present) continue;
+      return absl::InvalidArgumentError(
+          StrCat(where, ": found ", id, ", expected the id of a token"));
+    }
+    return absl::OkStatus();
+  }
 };
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> BpeTokenizer::Parse(const JsonObject& json) {
@@ -240,6 +250,8 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> BpeTokenizer::Parse(const JsonObject&
     NIBBLE_ASSIGN_OR_RETURN(const JsonObject post, json.Object("post_processor"));
     NIBBLE_RETURN_IF_ERROR(
         AddPostProcessor(post, static_cast<int32_t>(parts.tokens.size()), parts.post));
+    NIBBLE_RETURN_IF_ERROR(parts.CheckPresent(post.where(), parts.post.prefix));
+    NIBBLE_RETURN_IF_ERROR(parts.CheckPresent(post.where(), parts.post.suffix));
   }
   return std::unique_ptr<Tokenizer>(new BpeTokenizer(std::move(parts)));
 }

@@ -141,6 +141,8 @@ TEST_F(HostileTokenizerTest, BrokenPostProcessors) {
   ExpectRefused("/post_processor/single", Json::array(), kInvalid, "one Sequence");
   ExpectRefused("/post_processor/special_tokens", Json::object(), kInvalid, "<s>: found nothing");
   ExpectRefused("/post_processor/special_tokens/<s>/ids", {6}, kInvalid, "found 6");
+  // Ids 5 to 8 stand for nothing then; "<s>" is still added as 5.
+  ExpectRefused("/added_tokens/0/id", 9, kInvalid, "found 5, expected the id of a token");
   const Json text = {{"Sequence", {{"id", "A"}}}};
   ExpectRefused("/post_processor/single", Json::array({text, text}), kInvalid, "one Sequence");
 }
