@@ -110,7 +110,8 @@ class Merger {
   absl::flat_hash_map<absl::string_view, std::pair<std::string_view, std::string_view>> halves_;
 };
 
-// Sums in double, as the package since 0.2.3: before, in float, the rounding decided in long texts.
+// Sums in double. The package sums in another order: where two segmentations are equal but for
+// rounding, it may choose the other.
 class BestPath {
  public:
   BestPath(const SentencePieceModel& model, std::string_view text)
