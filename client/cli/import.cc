@@ -150,7 +150,7 @@ void AddImport(CLI::App& app, Context& context) {
                  "  nibble import gguf --help");
   import->require_subcommand(1);
   AddKind(*import, context, "gguf", "A GGUF file of the LLaMA architecture", "model.gguf");
-  AddKind(*import, context, "hf", "A Hugging Face folder with safetensors", "./SmolLM2-135M");
+  AddKind(*import, context, "hf", "A Hugging Face folder or hub cache", "./SmolLM2-135M");
 }
 
 }  // namespace nibble

@@ -27,6 +27,11 @@ def staged(out_dir):
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def copy_file(source, target):
+    """Copies what `source` holds; a hub cache's links are followed."""
+    shutil.copyfile(source, target)
+
+
 def write_json(path, value):
     path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 

@@ -6,12 +6,10 @@ from pathlib import Path
 import numpy as np
 from gguf import GGUFReader
 from gguf.quants import dequantize
-from safetensors.numpy import save_file
 
 from nibble_import import gguf_tokenizer
 from nibble_import.folder import ImportRefused, staged, write_json
-
-SHARD_BYTES = 4 << 30
+from nibble_import.safetensors_writer import Tensor, write_model
 
 TOP_LEVEL = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -190,27 +188,6 @@ def write_weights(tensors, config, folder):
                             "whole layers, token_embd and output_norm")
     names = {name: hf_name(name, config["num_hidden_layers"])
              for name in tensors if name != ROPE_FACTORS}
-    shards = cut_into_shards(names, tensors)
-    weight_map = {}
-    for number, shard in enumerate(shards, 1):
-        file_name = ("model.safetensors" if len(shards) == 1
-                     else f"model-{number:05}-of-{len(shards):05}.safetensors")
-        save_file({names[name]: to_half(tensors[name], config) for name in shard},
-                  folder / file_name, metadata={"format": "pt"})
-        weight_map.update((names[name], file_name) for name in shard)
-    if len(shards) > 1:
-        total = sum(2 * int(tensors[name].n_elements) for name in names)
-        write_json(folder / "model.safetensors.index.json",
-                   {"metadata": {"total_size": total}, "weight_map": weight_map})
-
-
-def cut_into_shards(names, tensors):
-    shards, size = [[]], 0
-    for name in names:
-        needed = 2 * int(tensors[name].n_elements)
-        if shards[-1] and size + needed > SHARD_BYTES:
-            shards.append([])
-            size = 0
-        shards[-1].append(name)
-        size += needed
-    return shards
+    write_model([Tensor(new, "F16", tuple(int(size) for size in reversed(tensors[name].shape)),
+                        lambda name=name: to_half(tensors[name], config))
+                 for name, new in names.items()], folder)

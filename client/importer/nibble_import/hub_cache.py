@@ -1,27 +1,36 @@
-"""Where a checkpoint lies inside a Hugging Face hub cache."""
-
-from pathlib import Path
+"""Finds the model folder in what the user named: the folder itself, or one of a hub cache."""
 
 from nibble_import.folder import ImportRefused
 
 
-def checkpoint_folder(source):
-    """The folder itself, or the snapshot of a cache folder models--ORGANISATION--NAME."""
-    source = Path(source)
+def model_folder(source):
+    """The folder with config.json: `source`, or the snapshot of `source` = models--ORG--NAME."""
     if not source.is_dir():
         raise ImportRefused(f"{source}: not found, expected a folder")
-    snapshots = source / "snapshots"
-    if not snapshots.is_dir():
+    if (source / "config.json").is_file():
         return source
-    main = source / "refs" / "main"
-    if main.is_file():
-        snapshot = snapshots / main.read_text(encoding="utf-8").strip()
-        if snapshot.parent != snapshots or not snapshot.is_dir():
-            raise ImportRefused(f"{main}: no snapshot {snapshot.name}, expected one in the cache")
-        return snapshot
-    found = sorted(folder for folder in snapshots.iterdir() if folder.is_dir())
+    snapshots = source / "snapshots"
+    if snapshots.is_dir():
+        return snapshot_folder(source, snapshots)
+    models = sorted(path.name for path in source.glob("models--*"))
+    if models:
+        raise ImportRefused(f"{source}: found a hub cache, expected one of its models: "
+                            f"{', '.join(models)}")
+    raise ImportRefused(f"{source}: no config.json and no snapshots, "
+                        "expected a Hugging Face folder or a hub cache's models--ORG--NAME")
+
+
+def snapshot_folder(source, snapshots):
+    """The snapshot that refs/main names, else the only one."""
+    found = sorted(path.name for path in snapshots.iterdir() if path.is_dir())
+    reference = source / "refs" / "main"
+    if reference.is_file():
+        name = reference.read_text(encoding="utf-8", errors="replace").strip()
+        if name not in found:
+            raise ImportRefused(f"{reference}: found {name}, expected one of "
+                                f"{', '.join(found) or 'no snapshots'}")
+        return snapshots / name
     if len(found) != 1:
-        names = ", ".join(folder.name for folder in found) or "none"
-        raise ImportRefused(f"{snapshots}: found {names}, expected refs/main or one snapshot; "
-                            "name the snapshot's folder")
-    return found[0]
+        raise ImportRefused(f"{snapshots}: no refs/main and {len(found)} snapshots "
+                            f"({', '.join(found)}), expected one: name its folder")
+    return snapshots / found[0]

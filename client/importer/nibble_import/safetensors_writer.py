@@ -1,49 +1,73 @@
-"""Writes safetensors files a tensor at a time, in shards with an index."""
+"""Writes model.safetensors, or shards with an index, one tensor in memory at a time."""
 
 import json
-import struct
+import math
 import sys
+from typing import Callable, NamedTuple
 
-from nibble_import.folder import write_json
+import numpy as np
+
+from nibble_import.folder import ImportRefused, write_json
 
 SHARD_BYTES = 4 << 30
-INDEX = "model.safetensors.index.json"
+DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 
-def write_shards(folder, tensors, read):
-    """`tensors`: name -> (safetensors' type, shape, bytes); `read(name)`: its array."""
-    shards = cut(tensors)
+class Tensor(NamedTuple):
+    """One tensor to write: `read` gives its values, row-major, of `dtype`'s width."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+
+    @property
+    def bytes(self):
+        return DTYPE_BYTES[self.dtype] * math.prod(self.shape)
+
+
+def write_model(tensors, folder, shard_bytes=SHARD_BYTES):
+    """Writes the tensors in the order given; a shard has at most `shard_bytes`, or one tensor."""
+    shards = cut_into_shards(tensors, shard_bytes)
     weight_map = {}
     for number, shard in enumerate(shards, 1):
-        file_name = ("model.safetensors" if len(shards) == 1
-                     else f"model-{number:05}-of-{len(shards):05}.safetensors")
-        write_shard(folder / file_name, {name: tensors[name] for name in shard}, read)
-        weight_map.update((name, file_name) for name in shard)
-        print(f"import: {file_name}, {number} of {len(shards)}", file=sys.stderr)
+        name = ("model.safetensors" if len(shards) == 1
+                else f"model-{number:05}-of-{len(shards):05}.safetensors")
+        write_file(shard, folder / name)
+        weight_map.update((tensor.name, name) for tensor in shard)
+        megabytes = sum(tensor.bytes for tensor in shard) / 1e6
+        print(f"import: {name}: {len(shard)} tensors, {megabytes:.1f} MB", file=sys.stderr)
     if len(shards) > 1:
-        total = sum(size for _, _, size in tensors.values())
-        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        write_json(folder / "model.safetensors.index.json",
+                   {"metadata": {"total_size": sum(tensor.bytes for tensor in tensors)},
+                    "weight_map": weight_map})
 
 
-def cut(tensors):
+def cut_into_shards(tensors, shard_bytes):
     shards, size = [[]], 0
-    for name, (_, _, length) in tensors.items():
-        if shards[-1] and size + length > SHARD_BYTES:
+    for tensor in tensors:
+        if shards[-1] and size + tensor.bytes > shard_bytes:
             shards.append([])
             size = 0
-        shards[-1].append(name)
-        size += length
+        shards[-1].append(tensor)
+        size += tensor.bytes
     return shards
 
 
-def write_shard(path, tensors, read):
-    header, offset = {"__metadata__": {"format": "pt"}}, 0
-    for name, (dtype, shape, size) in tensors.items():
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
-        offset += size
+def write_file(tensors, path):
+    """The format of https://github.com/huggingface/safetensors: header length, header, values."""
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for tensor in tensors:
+        header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape),
+                               "data_offsets": [end, end + tensor.bytes]}
+        end += tensor.bytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for name in tensors:
-            file.write(read(name).tobytes())
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors:
+            values = np.ascontiguousarray(tensor.read())
+            if values.nbytes != tensor.bytes:
+                raise ImportRefused(f"tensor {tensor.name}: found {values.nbytes} bytes, "
+                                    f"expected {tensor.bytes}")
+            file.write(values.reshape(-1).view(np.uint8))
