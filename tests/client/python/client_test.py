@@ -1,6 +1,7 @@
 """nibble_client as its wheel installs it, against a scripted server on a loopback port."""
 
 import pickle
+import socket
 import threading
 import unittest
 from importlib import metadata
@@ -84,9 +85,11 @@ class ErrorTest(ClientTest):
             self.client.load("tiny", timeout=1)
 
     def test_a_server_that_is_not_there_is_unavailable(self):
-        self.server.stop()
-        with self.refused(Code.UNAVAILABLE):
-            self.client.job("x")
+        with socket.socket() as unheard:  # bound, never listening
+            unheard.bind(("127.0.0.1", 0))
+            client = self.enterContext(Client(f"127.0.0.1:{unheard.getsockname()[1]}"))
+            with self.refused(Code.UNAVAILABLE):
+                client.job("x")
 
 
 class JobTest(ClientTest):
@@ -217,9 +220,14 @@ class WatchTest(ClientTest):
         next(events)
         with self.refused(Code.NOT_FOUND):
             next(events)
-        self.server.stop()
+
+        def draining(request, context):
+            yield from ()
+            raise Abort(Code.UNAVAILABLE, "shutting down")
+        self.answer("WatchJob", draining)
         with self.refused(Code.UNAVAILABLE):
             next(self.client.watch("j"))
+        self.assertEqual(self.after_sequences(), [0, 0])
 
     def test_leaving_it_cancels_the_call(self):
         cancelled = threading.Event()
