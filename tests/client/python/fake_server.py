@@ -73,9 +73,8 @@ class FakeServer:
         return stream if streams else unary
 
 
-def until_cancelled(context, cancelled):
-    """Keeps a handler's call open until its client leaves, then sets the event `cancelled`."""
-    ended = threading.Event()
-    if context.add_callback(ended.set):
-        ended.wait(timeout=60)
-    cancelled.set()
+def until_left(context):
+    """Keeps a handler's call open until its client leaves."""
+    left = threading.Event()
+    if context.add_callback(left.set):
+        left.wait(timeout=60)
