@@ -112,7 +112,7 @@ TEST(QuantizedMatrixTest, DequantizesWhatWasStored) {
 }
 
 TEST(QuantizedMatrixTest, OpenLlamasWidthsEndInAShortGroup) {
-  for (const auto [cols, last] : {std::pair{3200, 128}, std::pair{8640, 192}}) {
+  for (const auto& [cols, last] : {std::pair{3200, 128}, std::pair{8640, 192}}) {
     const WeightSpec spec = Spec(Format::kE2M1, ScaleConstraint::kM2, 256);
     const Sample sample = MakeSample(spec, 2, cols, 7);
     const absl::Status status = sample.matrix.Validate("w");
