@@ -227,7 +227,7 @@ class PushProcess {
 TEST_F(HandoverTest, AClientKilledInTheMiddleGoesOn) {
   // 64 messages of a MiB, each with a line of more than 128 bytes: the pipe holds less than 32.
   const std::string name(120, 'a');
-  std::ofstream(source_ / name);
+  std::ofstream(source_ / name) << 'a';
   std::filesystem::resize_file(source_ / name, int64_t{64} << 20);
   Server server(Root("server"));
   PushProcess push(server.address(), source_);
