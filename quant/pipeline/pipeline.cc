@@ -20,18 +20,15 @@
 #include "quant/model/checkpoint/json.h"
 #include "quant/model/decoder/decoder.h"
 #include "quant/pipeline/artifact_writer.h"
+#include "quant/pipeline/calibration.h"
 #include "quant/pipeline/check.h"
-#include "quant/pipeline/corpus.h"
 #include "quant/pipeline/layer_quantizer.h"
+#include "quant/pipeline/report.h"
 
 namespace nibble {
 namespace {
 
 namespace fs = std::filesystem;
-
-// Tokens of calibration windows that go through a layer at once: fixed, so that sums come out the
-// same every time.
-constexpr int64_t kBatchTokens = 4096;
 
 constexpr const char* kTokenizerFiles[] = {"tokenizer.json",
                                            "tokenizer_config.json",
@@ -54,72 +51,6 @@ int64_t PeakBytes() {
   return int64_t{usage.ru_maxrss} * 1024;
 }
 
-// Some windows on their way through the layers.
-struct CalibrationBatch {
-  Batch batch;
-  Rotary rotary;
-  at::Tensor hidden;  // f32 [tokens, hidden]
-};
-
-std::vector<Batch> MakeBatches(const std::vector<std::vector<int32_t>>& windows) {
-  std::vector<Batch> batches;
-  for (const std::vector<int32_t>& window : windows) {
-    const int64_t length = static_cast<int64_t>(window.size());
-    if (batches.empty() ||
-        static_cast<int64_t>(batches.back().tokens.size()) + length > kBatchTokens) {
-      batches.emplace_back();
-    }
-    Batch& batch = batches.back();
-    batch.segments.push_back({.first_row = static_cast<int64_t>(batch.tokens.size()),
-                              .length = length,
-                              .position = 0,
-                              .blocks = {}});
-    batch.tokens.insert(batch.tokens.end(), window.begin(), window.end());
-  }
-  return batches;
-}
-
-Json WeightsJson(const WeightSpec& spec) {
-  return {{"format", std::string(FormatName(spec.format))},
-          {"asymmetric", spec.asymmetric},
-          {"group_size", spec.group_size},
-          {"scale", std::string(ScaleConstraintName(spec.constraint))},
-          {"m2_rounding", std::string(M2RoundingName(spec.rounding))}};
-}
-
-Json SpecJson(const QuantizeSpec& spec, const std::set<std::string>& excluded) {
-  Json json = {{"lorc_rank", spec.lorc_rank},
-               {"lorc_metric", spec.lorc_metric == LorcMetric::kInput ? "input" : "weight"},
-               {"method", spec.method == Method::kRtn ? "rtn" : "gptq"},
-               {"act_order", spec.gptq.act_order},
-               {"damping", spec.gptq.damping},
-               {"compute", spec.compute == Compute::kF32 ? "f32" : "bf16"},
-               {"excluded", excluded}};
-  if (spec.weights) json["weights"] = WeightsJson(*spec.weights);
-  if (spec.activations) {
-    json["activations"] = {{"format", std::string(FormatName(spec.activations->format))},
-                           {"asymmetric", spec.activations->asymmetric}};
-  }
-  return json;
-}
-
-Json LayerJson(const LayerReport& report, bool calibrated) {
-  Json linears = Json::array();
-  for (const LinearReport& linear : report.linears) {
-    linears.push_back({{"name", linear.name},
-                       {"output_error", calibrated ? Json(linear.output_error) : Json()},
-                       {"weight_error", linear.weight_error},
-                       {"clamped_groups", linear.clamped_groups},
-                       {"damping", linear.damping},
-                       {"damping_escalations", linear.damping_escalations},
-                       {"seconds", linear.seconds}});
-  }
-  return {{"layer", report.layer},
-          {"seconds", report.seconds},
-          {"peak_bytes", report.peak_bytes},
-          {"linears", linears}};
-}
-
 class ModelQuantizer {
  public:
   ModelQuantizer(const QuantizeSpec& spec, const fs::path& checkpoint, const DecoderLoader& loader,
@@ -135,7 +66,10 @@ class ModelQuantizer {
 
   absl::StatusOr<QuantizeSummary> Run() {
     NIBBLE_RETURN_IF_ERROR(Say(Phase::kLoading));
-    if (calibrates()) NIBBLE_RETURN_IF_ERROR(EmbedWindows());
+    if (calibrates()) {
+      NIBBLE_ASSIGN_OR_RETURN(calibration_,
+                              Calibration::Embed(spec_.calibration, checkpoint_, loader_));
+    }
     for (layer_ = 0; layer_ < config_.layers; ++layer_) NIBBLE_RETURN_IF_ERROR(RunLayerOnce());
     NIBBLE_RETURN_IF_ERROR(Say(Phase::kWriting));
     NIBBLE_RETURN_IF_ERROR(WriteRest());
@@ -150,73 +84,29 @@ class ModelQuantizer {
     return progress_({.phase = phase,
                       .layer = finished == nullptr ? layer_ : layer_ + 1,
                       .layers = config_.layers,
-                      .mean_output_error = MeanError(),
+                      .mean_output_error = report_.MeanOutputError(),
                       .seconds = Seconds(),
                       .finished = finished});
-  }
-
-  double MeanError() const {
-    return linears_ == 0 ? 0 : error_sum_ / static_cast<double>(linears_);
-  }
-
-  absl::Status EmbedWindows() {
-    const CalibrationSpec& calibration = spec_.calibration;
-    NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer,
-                            Tokenizer::Load(checkpoint_));
-    NIBBLE_ASSIGN_OR_RETURN(
-        const std::string text,
-        ReadCorpus(calibration.corpus, calibration.first_text, calibration.last_text));
-    NIBBLE_ASSIGN_OR_RETURN(
-        const auto windows,
-        CutWindows(*tokenizer, text, calibration.window_tokens, calibration.windows));
-    NIBBLE_ASSIGN_OR_RETURN(const DecoderEnds ends, loader_.LoadEnds());
-    for (Batch& batch : MakeBatches(windows)) {
-      CalibrationBatch& made = batches_.emplace_back();
-      made.batch = std::move(batch);
-      made.rotary = MakeRotary(config_, made.batch);
-      made.hidden = Embed(config_, ends, made.batch);
-    }
-    return absl::OkStatus();
-  }
-
-  // One pass with the original weights and unrounded activations, summing every group's Hessian.
-  absl::StatusOr<Hessians> Calibrate(const DecoderLayer& layer) {
-    Hessians hessians;
-    for (const CalibrationBatch& batch : batches_) {
-      NIBBLE_RETURN_IF_ERROR(Say(Phase::kCalibrating));
-      RunLayer(config_, layer, batch.hidden, batch.batch, batch.rotary, nullptr,
-               [&](InputGroup group, const at::Tensor& x) {
-                 hessians.try_emplace(group, x.size(-1)).first->second.Accumulate(x);
-               });
-    }
-    return hessians;
   }
 
   absl::Status RunLayerOnce() {
     const absl::Time began = absl::Now();
     NIBBLE_ASSIGN_OR_RETURN(DecoderLayer layer, loader_.LoadLayer(layer_));
-    NIBBLE_ASSIGN_OR_RETURN(const Hessians hessians, Calibrate(layer));
-    NIBBLE_ASSIGN_OR_RETURN(
-        QuantizedLayer quantized,
-        QuantizeLayer(spec_, excluded_, hessians, layer, [&] { return Say(Phase::kQuantizing); }));
-    for (CalibrationBatch& batch : batches_) {
-      NIBBLE_RETURN_IF_ERROR(Say(Phase::kQuantizing));
-      batch.hidden = RunLayer(config_, layer, batch.hidden, batch.batch, batch.rotary, nullptr);
-    }
+    NIBBLE_ASSIGN_OR_RETURN(const Hessians hessians, calibration_.Accumulate(config_, layer, [&] {
+      return Say(Phase::kCalibrating);
+    }));
+    const Step step = [&] { return Say(Phase::kQuantizing); };
+    NIBBLE_ASSIGN_OR_RETURN(QuantizedLayer quantized,
+                            QuantizeLayer(spec_, excluded_, hessians, layer, step));
+    NIBBLE_RETURN_IF_ERROR(calibration_.Advance(config_, layer, step));
     NIBBLE_RETURN_IF_ERROR(writer_.Add(std::move(quantized.tensors)));
     return Record(std::move(quantized), absl::ToDoubleSeconds(absl::Now() - began));
   }
 
   absl::Status Record(QuantizedLayer quantized, double seconds) {
-    linear_bits_ += quantized.bits;
-    linear_weights_ += quantized.weights;
-    for (const LinearReport& linear : quantized.linears) {
-      done_.insert(linear.name);
-      error_sum_ += linear.output_error;
-      ++linears_;
-    }
+    for (const LinearReport& linear : quantized.linears) done_.insert(linear.name);
     const LayerReport report{layer_, std::move(quantized.linears), seconds, PeakBytes()};
-    layers_json_.push_back(LayerJson(report, calibrates()));
+    report_.AddLayer(report, quantized.weights, quantized.bits);
     return Say(Phase::kQuantizing, &report);
   }
 
@@ -234,7 +124,7 @@ class ModelQuantizer {
       NIBBLE_RETURN_IF_ERROR(
           WidenToFloat(name, tensor, absl::MakeSpan(widened.data_ptr<float>(), widened.numel())));
       const bool excluded = weight && excluded_.contains(name.substr(0, name.size() - 7));
-      if (!excluded) rest_weights_ += widened.numel();
+      if (!excluded) report_.AddRest(widened.numel());
       std::vector<NamedTensor> one;
       one.push_back(BFloat16Tensor(name, widened));
       NIBBLE_RETURN_IF_ERROR(writer_.Add(std::move(one)));
@@ -243,20 +133,8 @@ class ModelQuantizer {
     return writer_.FinishTensors();
   }
 
-  QuantizeSummary Summary() const {
-    QuantizeSummary summary;
-    const double rest_bits = 16.0 * static_cast<double>(rest_weights_);
-    if (linear_weights_ > 0) {
-      summary.linear_bits_per_weight = linear_bits_ / static_cast<double>(linear_weights_);
-    }
-    summary.model_bits_per_weight =
-        (linear_bits_ + rest_bits) / static_cast<double>(linear_weights_ + rest_weights_);
-    summary.mean_output_error = MeanError();
-    return summary;
-  }
-
   absl::StatusOr<QuantizeSummary> Finish() {
-    QuantizeSummary summary = Summary();
+    QuantizeSummary summary = report_.Summary();
     NIBBLE_RETURN_IF_ERROR(WriteConfig());
     for (const char* name : kTokenizerFiles) {
       std::error_code error;
@@ -264,14 +142,7 @@ class ModelQuantizer {
         NIBBLE_RETURN_IF_ERROR(writer_.CopyFile(checkpoint_ / name));
       }
     }
-    NIBBLE_RETURN_IF_ERROR(writer_.WriteJson(
-        "report.json",
-        {{"linear_bits_per_weight", summary.linear_bits_per_weight},
-         {"model_bits_per_weight", summary.model_bits_per_weight},
-         {"mean_output_error", calibrates() ? Json(summary.mean_output_error) : Json()},
-         {"parameters", linear_weights_ + rest_weights_},
-         {"seconds", Seconds()},
-         {"layers", layers_json_}}));
+    NIBBLE_RETURN_IF_ERROR(writer_.WriteJson("report.json", report_.ToJson(Seconds())));
     NIBBLE_ASSIGN_OR_RETURN(Json manifest, Manifest());
     NIBBLE_RETURN_IF_ERROR(writer_.Commit(std::move(manifest)));
     summary.artifact_bytes = writer_.bytes();
@@ -324,15 +195,10 @@ class ModelQuantizer {
   const std::set<std::string> excluded_;
   const ProgressCallback& progress_;
   const absl::Time began_ = absl::Now();
-  std::vector<CalibrationBatch> batches_;
+  Calibration calibration_;
+  ModelReport report_{calibrates()};
   int64_t layer_ = 0;
   std::set<std::string> done_;
-  int64_t linears_ = 0;
-  double error_sum_ = 0;
-  double linear_bits_ = 0;
-  int64_t linear_weights_ = 0;
-  int64_t rest_weights_ = 0;
-  Json layers_json_ = Json::array();
 };
 
 }  // namespace

@@ -1,0 +1,46 @@
+// The calibration windows on their way through the layers. Private to pipeline/.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <filesystem>
+#include <functional>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "quant/model/decoder/decoder.h"
+#include "quant/pipeline/layer_quantizer.h"
+#include "quant/pipeline/pipeline.h"
+
+namespace nibble {
+
+// Called between the steps of a layer; a status stops the work with it.
+using Step = std::function<absl::Status()>;
+
+// Windows go through a layer in fixed batches, so that sums come out the same every time. One made
+// by default has no windows.
+class Calibration {
+ public:
+  // Cuts the corpus into windows and embeds them.
+  static absl::StatusOr<Calibration> Embed(const CalibrationSpec& spec,
+                                           const std::filesystem::path& checkpoint,
+                                           const DecoderLoader& loader);
+
+  // One pass with the layer's weights as they are and unrounded activations, summing every group's
+  // Hessian.
+  absl::StatusOr<Hessians> Accumulate(const ModelConfig& config, const DecoderLayer& layer,
+                                      const Step& step) const;
+  // Replaces the hidden states by the layer's outputs.
+  absl::Status Advance(const ModelConfig& config, const DecoderLayer& layer, const Step& step);
+
+ private:
+  struct Windows {
+    Batch batch;
+    Rotary rotary;
+    at::Tensor hidden;  // f32 [tokens, hidden]
+  };
+  std::vector<Windows> batches_;
+};
+
+}  // namespace nibble
