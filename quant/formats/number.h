@@ -1,5 +1,5 @@
 // Branch-free arithmetic of the number formats, for loops that the compiler vectorizes. Private to
-// formats/; formats.h is the interface.
+// formats/ and the kernels; formats.h is the interface.
 #pragma once
 
 #include <bit>
