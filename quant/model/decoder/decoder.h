@@ -18,10 +18,7 @@
 #include "quant/model/checkpoint/config.h"
 #include "quant/model/checkpoint/safetensors.h"
 #include "quant/model/decoder/input_group.h"
-<<<<<<< HEAD
 #include "quant/model/decoder/linears.h"
-=======
->>>>>>> main
 
 namespace nibble {
 
