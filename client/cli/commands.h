@@ -27,6 +27,7 @@ void AddModels(CLI::App& app, Context& context);
 void AddCorpora(CLI::App& app, Context& context);
 void AddGenerate(CLI::App& app, Context& context);
 void AddEvaluate(CLI::App& app, Context& context);
+void AddProfile(CLI::App& evaluate, Context& context);
 void AddImport(CLI::App& app, Context& context);
 
 // A subcommand with its --help text; `examples` is one command a line.

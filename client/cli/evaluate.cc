@@ -72,6 +72,7 @@ void AddEvaluate(CLI::App& app, Context& context) {
       return Evaluate(client, context, *request);
     };
   });
+  AddProfile(*evaluate, context);
 }
 
 }  // namespace nibble

@@ -17,6 +17,13 @@ std::string Bar(int64_t done, int64_t total) {
   return StrCat("[", std::string(full, '#'), std::string(kBarCells - full, '.'), "]");
 }
 
+// "  left 1:20", once something is done.
+std::string Left(int64_t done, int64_t total, double seconds) {
+  if (done == 0) return "";
+  const double left = seconds / static_cast<double>(done) * static_cast<double>(total - done);
+  return StrCat("  left ", HumanSeconds(left));
+}
+
 }  // namespace
 
 void Progress::Show(int64_t done, int64_t total, const std::string& text) {
@@ -54,12 +61,12 @@ std::string Describe(const v1::JobProgress& progress) {
 std::string Describe(const v1::EvaluatePerplexityResponse& response) {
   std::string text = StrCat("window ", response.windows_done(), " of ", response.windows_total());
   if (response.has_perplexity()) text += StrCat("  perplexity ", Fixed(response.perplexity(), 4));
-  if (response.windows_done() > 0) {
-    const double left = response.seconds() / static_cast<double>(response.windows_done()) *
-                        static_cast<double>(response.windows_total() - response.windows_done());
-    text += StrCat("  left ", HumanSeconds(left));
-  }
-  return text;
+  return text + Left(response.windows_done(), response.windows_total(), response.seconds());
+}
+
+std::string Describe(const v1::ProfileActivationsResponse& response) {
+  return StrCat("layer ", response.layers_done(), " of ", response.layers_total(),
+                Left(response.layers_done(), response.layers_total(), response.seconds()));
 }
 
 void Show(const TransferProgress& transfer, Progress& progress) {

@@ -34,6 +34,7 @@ class Progress {
 // "quantizing  layer 3 of 30  error 0.00123  left 1:20".
 std::string Describe(const v1::JobProgress& progress);
 std::string Describe(const v1::EvaluatePerplexityResponse& response);
+std::string Describe(const v1::ProfileActivationsResponse& response);
 // A transfer, whole percents.
 void Show(const TransferProgress& transfer, Progress& progress);
 

@@ -188,4 +188,14 @@ absl::Status Client::EvaluatePerplexity(
       on_response);
 }
 
+absl::Status Client::ProfileActivations(
+    const v1::ProfileActivationsRequest& request,
+    const OnMessage<v1::ProfileActivationsResponse>& on_response) {
+  return ReadAll<v1::ProfileActivationsResponse>(
+      [&](grpc::ClientContext* context) {
+        return stubs_->evaluation.ProfileActivations(context, request);
+      },
+      on_response);
+}
+
 }  // namespace nibble

@@ -67,6 +67,8 @@ class Client {
                         const OnMessage<v1::GenerateResponse>& on_response);
   absl::Status EvaluatePerplexity(const v1::EvaluatePerplexityRequest& request,
                                   const OnMessage<v1::EvaluatePerplexityResponse>& on_response);
+  absl::Status ProfileActivations(const v1::ProfileActivationsRequest& request,
+                                  const OnMessage<v1::ProfileActivationsResponse>& on_response);
 
  private:
   struct Stubs;

@@ -39,22 +39,36 @@ Range RangeOf(absl::Span<const float> row) {
 // NaN stays NaN.
 float AtLeast(float x, float low) { return x < low ? low : x; }
 
-template <class Number>
-void RoundSymmetric(absl::Span<float> row) {
+// How a row's values become steps of a format, and steps values.
+struct Steps {
+  float inverse = 0;
+  float scale = 0;
+  float zero = 0;
+};
+
+Steps SymmetricSteps(absl::Span<const float> row, float format_max) {
   const Range range = RangeOf(row);
   const float largest = AtLeast(AtLeast(range.high, -range.low), kMinRange);
-  const float inverse = Number::kMax / largest;
-  const float scale = largest / Number::kMax;
-  for (float& x : row) x = Number::Round(x * inverse) * scale;
+  return {format_max / largest, largest / format_max, 0};
 }
 
-void RoundAsymmetric(absl::Span<float> row) {
-  constexpr float kLevels = 255;
+template <class Number>
+void RoundSymmetric(absl::Span<float> row) {
+  const Steps steps = SymmetricSteps(row, Number::kMax);
+  for (float& x : row) x = Number::Round(x * steps.inverse) * steps.scale;
+}
+
+constexpr float kLevels = 255;
+
+Steps AsymmetricSteps(absl::Span<const float> row) {
   const Range range = RangeOf(row);
   const float span = AtLeast(range.high - range.low, kMinRange);
   const float inverse = kLevels / span;
-  const float scale = span / kLevels;
-  const float zero = number::Clamp(std::nearbyint(-range.low * inverse), 0, kLevels);
+  return {inverse, span / kLevels, number::Clamp(std::nearbyint(-range.low * inverse), 0, kLevels)};
+}
+
+void RoundAsymmetric(absl::Span<float> row) {
+  const auto [inverse, scale, zero] = AsymmetricSteps(row);
   for (float& x : row) {
     const float steps = number::RoundToInteger(number::Clamp(x * inverse, -kLevels, kLevels));
     x = (number::Clamp(steps + zero, 0, kLevels) - zero) * scale;
@@ -73,6 +87,12 @@ absl::Status ActivationSpec::Validate() const {
         StrCat("asymmetric activations in ", FormatName(format), "; expected int8"));
   }
   return absl::OkStatus();
+}
+
+ActivationScale ComputeActivationScale(const ActivationSpec& spec, absl::Span<const float> row) {
+  const Steps steps =
+      spec.asymmetric ? AsymmetricSteps(row) : SymmetricSteps(row, FormatMax(spec.format));
+  return {steps.scale, static_cast<int>(steps.zero)};
 }
 
 void RoundActivationRow(const ActivationSpec& spec, absl::Span<float> row) {

@@ -167,6 +167,13 @@ struct ActivationSpec {
 // row of zeros stays zero; a row with a NaN or an infinity becomes NaNs.
 void RoundActivationRow(const ActivationSpec& spec, absl::Span<float> row);
 
+// The scale and the code of 0 (asymmetric; else 0) by which RoundActivationRow rounds a finite row.
+struct ActivationScale {
+  float scale = 0;
+  int zero = 0;
+};
+ActivationScale ComputeActivationScale(const ActivationSpec& spec, absl::Span<const float> row);
+
 // The exponent fold: the E4M3 byte whose value is value(code) * 2^(bias - k), bias 6 for E2M1 and
 // 4 for E3M0. Exact for E2M1 with k in 0..14 and for E3M0 with k in 0..11.
 uint8_t FoldExponent(Format format, uint8_t code, int k);

@@ -12,7 +12,7 @@
 #include "quant/pipeline/corpus.h"
 #include "server/jobs/job_spec.h"
 #include "server/ops/grpc_status.h"
-#include "server/services/not_served.h"
+#include "server/services/profile_activations.h"
 #include "server/services/stream_writer.h"
 #include "server/services/versions.h"
 
@@ -199,9 +199,8 @@ grpc::ServerWriteReactor<v1::EvaluatePerplexityResponse>* EvaluationService::Eva
 }
 
 grpc::ServerWriteReactor<v1::ProfileActivationsResponse>* EvaluationService::ProfileActivations(
-    grpc::CallbackServerContext*, const v1::ProfileActivationsRequest*) {
-  return StreamNotServed<grpc::ServerWriteReactor<v1::ProfileActivationsResponse>>(
-      metrics_, "ProfileActivations");
+    grpc::CallbackServerContext*, const v1::ProfileActivationsRequest* request) {
+  return nibble::ProfileActivations(*request, registry_.root(), profiles_, metrics_);
 }
 
 }  // namespace nibble

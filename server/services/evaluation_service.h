@@ -20,7 +20,8 @@ class EvaluationService : public v1::EvaluationService::CallbackService {
  private:
   Registry& registry_;
   Metrics& metrics_;
-  TaskThread tasks_;  // tokenizing and loading: not for an RPC thread
+  TaskThread tasks_;     // tokenizing and loading: not for an RPC thread
+  TaskThread profiles_;  // each to its end
 };
 
 }  // namespace nibble

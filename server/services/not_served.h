@@ -22,15 +22,4 @@ inline grpc::ServerUnaryReactor* UnaryNotServed(grpc::CallbackServerContext* con
   return reactor;
 }
 
-// `Reactor` is one of gRPC's stream reactors.
-template <class Reactor>
-Reactor* StreamNotServed(Metrics& metrics, const char* method) {
-  struct Ended : Reactor {
-    void OnDone() override { delete this; }
-  };
-  auto* reactor = new Ended();
-  reactor->Finish(NotServed(metrics, method));
-  return reactor;
-}
-
 }  // namespace nibble

@@ -158,6 +158,23 @@ class ServingTest : public testing::Test {
     }
     return reader->Finish();
   }
+  static v1::ProfileActivationsRequest ProfileRequest(int window) {
+    v1::ProfileActivationsRequest request;
+    request.set_model("tiny");
+    request.mutable_corpus()->set_name("text.txt");
+    request.set_window(window);
+    request.set_windows(1);
+    return request;
+  }
+  grpc::Status Profile(const v1::ProfileActivationsRequest& request,
+                       std::vector<v1::ProfileActivationsResponse>& messages) {
+    grpc::ClientContext context;
+    const auto reader = evaluation_->ProfileActivations(&context, request);
+    for (v1::ProfileActivationsResponse message; reader->Read(&message);) {
+      messages.push_back(message);
+    }
+    return reader->Finish();
+  }
   // Scrapes until the page says so; the test's own time limit ends a wait in vain.
   void AwaitMetric(const std::string& line) {
     while (Scrape(daemon_->metrics_address()).find(line) == std::string::npos) {
@@ -324,10 +341,6 @@ TEST_F(ServingTest, ValuesOutsideTheApiAreRefusedAndTheRestIsNamed) {
   v1::Model model;
   EXPECT_EQ(models_->LoadModel(&context, load, &model).error_code(),
             grpc::StatusCode::INVALID_ARGUMENT);
-  grpc::ClientContext profile_context;
-  const grpc::Status unserved = evaluation_->ProfileActivations(&profile_context, {})->Finish();
-  EXPECT_EQ(unserved.error_code(), grpc::StatusCode::UNIMPLEMENTED);
-  EXPECT_THAT(unserved.error_message(), HasSubstr("ProfileActivations"));
 }
 
 TEST_F(ServingTest, AScoreIsTheEvaluationOfItsText) {
@@ -539,6 +552,104 @@ TEST_F(ServingTest, BadEvaluationsAreRefusedByField) {
   request = Evaluation("text.txt", 50);
   request.set_version(7);
   refuse(request, grpc::StatusCode::NOT_FOUND, "version: found 7");
+}
+
+TEST_F(ServingTest, AProfileComesLayerByLayerAndItsPlacementsAreTheRequests) {
+  v1::ProfileActivationsRequest request = ProfileRequest(100);
+  request.set_windows(3);
+  request.set_histogram_bins(10);
+  request.set_placement_token(250);
+  std::vector<v1::ProfileActivationsResponse> messages;
+  ASSERT_TRUE(Profile(request, messages).ok());
+  ASSERT_EQ(messages.size(), 10u);  // the start, two layers of four sites, the end
+  EXPECT_EQ(messages.front().layers_total(), 2);
+  EXPECT_TRUE(messages.back().done());
+  for (int i = 0; i < 8; ++i) {
+    const v1::ProfileActivationsResponse& message = messages[static_cast<size_t>(i) + 1];
+    EXPECT_EQ(message.layers_done(), i / 4 + 1);
+    EXPECT_FALSE(message.done());
+    const v1::ActivationProfile& profile = message.profile();
+    EXPECT_EQ(profile.layer(), i / 4);
+    EXPECT_EQ(profile.site(), i % 4 + 1);
+    EXPECT_EQ(profile.tokens(), 300);
+    int64_t counted = 0;
+    for (const int64_t count : profile.histogram().counts()) counted += count;
+    EXPECT_EQ(counted, 300 * profile.channels());
+    EXPECT_EQ(profile.histogram().counts_size(), 10);
+    ASSERT_EQ(profile.quantiles_size(), 11);
+    EXPECT_EQ(profile.quantiles(0).value(), profile.min());
+    EXPECT_EQ(profile.quantiles(10).value(), profile.max());
+    ASSERT_EQ(profile.placements_size(), 3);
+    const v1::Placement& integer = profile.placements(0);
+    EXPECT_EQ(integer.format().format(), v1::ACTIVATION_FORMAT_INT8);
+    EXPECT_FALSE(integer.format().symmetric());
+    EXPECT_EQ(integer.values_size(), profile.channels());
+    EXPECT_GT(integer.relative_error(), 0);
+    // Two mantissa bits err about twice what three do.
+    EXPECT_GT(profile.placements(2).relative_error(), profile.placements(1).relative_error());
+  }
+
+  request.clear_placement_token();
+  request.add_layers(1);
+  request.add_sites(v1::ACTIVATION_SITE_MLP_OUTPUT);
+  std::vector<v1::ProfileActivationsResponse> one;
+  ASSERT_TRUE(Profile(request, one).ok());
+  ASSERT_EQ(one.size(), 4u);  // the start, the first layer passed, a profile, the end
+  EXPECT_EQ(one[2].profile().kurtosis(), messages[8].profile().kurtosis());
+  EXPECT_EQ(one[2].profile().placements_size(), 0);
+}
+
+TEST_F(ServingTest, ACancelledProfileLetsTheNextOneRun) {
+  v1::ProfileActivationsRequest request = ProfileRequest(2000);
+  request.set_windows(3);
+  grpc::ClientContext context;
+  const auto reader = evaluation_->ProfileActivations(&context, request);
+  v1::ProfileActivationsResponse message;
+  ASSERT_TRUE(reader->Read(&message));
+  context.TryCancel();
+  while (reader->Read(&message)) {
+  }
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  std::vector<v1::ProfileActivationsResponse> messages;
+  EXPECT_TRUE(Profile(ProfileRequest(50), messages).ok());
+  AwaitMetric("nibble_rpcs_total{code=\"CANCELLED\",method=\"ProfileActivations\"} 1\n");
+}
+
+TEST_F(ServingTest, BadProfilesAreRefusedByField) {
+  const auto refuse = [&](const v1::ProfileActivationsRequest& request, grpc::StatusCode code,
+                          const std::string& words) {
+    std::vector<v1::ProfileActivationsResponse> messages;
+    const grpc::Status status = Profile(request, messages);
+    EXPECT_EQ(status.error_code(), code) << status.error_message();
+    EXPECT_THAT(status.error_message(), HasSubstr(words));
+  };
+  const grpc::StatusCode invalid = grpc::StatusCode::INVALID_ARGUMENT;
+  v1::ProfileActivationsRequest request = ProfileRequest(50);
+  request.set_model("nobody");
+  refuse(request, grpc::StatusCode::NOT_FOUND, "model: found \"nobody\"");
+  request = ProfileRequest(50);
+  request.mutable_corpus()->set_name("none.txt");
+  refuse(request, grpc::StatusCode::NOT_FOUND, "corpus.name: found \"none.txt\"");
+  request = ProfileRequest(50);
+  request.set_version(3);
+  refuse(request, grpc::StatusCode::NOT_FOUND, "version: found 3");
+  request = ProfileRequest(1);
+  refuse(request, invalid, "window: found 1, expected 2 to");
+  request = ProfileRequest(50);
+  request.add_layers(2);
+  refuse(request, invalid, "layers: found 2, expected 0 to 1");
+  request = ProfileRequest(50);
+  request.add_sites(static_cast<v1::ActivationSite>(9));
+  refuse(request, invalid, "sites: found 9");
+  request = ProfileRequest(50);
+  request.add_placement_formats()->set_format(v1::ACTIVATION_FORMAT_E4M3);
+  refuse(request, invalid, "placement_formats: found 1, expected none without placement_token");
+  request.set_placement_token(0);
+  request.mutable_placement_formats(0)->set_format(v1::ACTIVATION_FORMAT_NONE);
+  refuse(request, invalid, "placement_formats.format: found ACTIVATION_FORMAT_NONE");
+  request.mutable_placement_formats(0)->set_format(v1::ACTIVATION_FORMAT_E4M3);
+  request.mutable_placement_formats(0)->set_symmetric(true);
+  refuse(request, invalid, "placement_formats.symmetric: found true");
 }
 
 TEST_F(ServingTest, AModelIsLoadedListedUnloadedAndDeleted) {

@@ -10,8 +10,8 @@ Messages are the generated ones of nibble.v1 (`from nibble.v1 import quantizatio
 
 from nibble_client.client import Client, Messages
 from nibble_client.errors import NibbleError
-from nibble_client.fields import Corpus, EnumValue, GenerateFields, JobFields
-from nibble_client.streams import Evaluation, Generation
+from nibble_client.fields import Corpus, EnumValue, GenerateFields, JobFields, ProfileFields
+from nibble_client.streams import Evaluation, Generation, Profile
 
 __all__ = ["Client", "Corpus", "EnumValue", "Evaluation", "GenerateFields", "Generation",
-           "JobFields", "Messages", "NibbleError"]
+           "JobFields", "Messages", "NibbleError", "Profile", "ProfileFields"]

@@ -13,9 +13,9 @@ from nibble.v1 import (common_pb2, evaluation_pb2, evaluation_pb2_grpc, inferenc
                        inference_pb2_grpc, model_pb2, model_pb2_grpc, quantization_pb2,
                        quantization_pb2_grpc)
 from nibble_client.errors import NibbleError, from_number, from_rpc
-from nibble_client.fields import (Corpus, EnumValue, GenerateFields, JobFields, corpus_ref, fill,
-                                  generate_request)
-from nibble_client.streams import Evaluation, Generation, Stream
+from nibble_client.fields import (Corpus, EnumValue, GenerateFields, JobFields, ProfileFields,
+                                  corpus_ref, fill, generate_request)
+from nibble_client.streams import Evaluation, Generation, Profile, Stream
 
 # The turns of a conversation: {"role": "user", "content": "Hello"}.
 Messages = Iterable[inference_pb2.ChatMessage | Mapping[str, str]]
@@ -242,6 +242,17 @@ class Client:
             "corpus": corpus_ref(corpus), "window": window, "windows": windows,
             "compute": compute, "priority": priority})
         return Evaluation(self.evaluation.EvaluatePerplexity(request, timeout=timeout))
+
+    def profile_activations(self, model: str, corpus: Corpus, *, timeout: float | None = None,
+                            **fields: Unpack[ProfileFields]) -> Profile:
+        """What goes into the linears of a model: iterate over the progress, or take `.profiles`.
+
+        `corpus` is the name of a corpus, or a CorpusRef for a range of its texts. Leaving the
+        iterator cancels the call.
+        """
+        request = fill(evaluation_pb2.ProfileActivationsRequest,
+                       {"model": model, "corpus": corpus_ref(corpus), **fields})
+        return Profile(self.evaluation.ProfileActivations(request, timeout=timeout))
 
 
 def _unary(method: Callable[..., Any], request: Any, timeout: float | None) -> Any:

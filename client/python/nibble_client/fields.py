@@ -7,7 +7,7 @@ from typing import Any, TypedDict, TypeVar
 
 from google.protobuf.message import Message
 
-from nibble.v1 import common_pb2, inference_pb2
+from nibble.v1 import common_pb2, evaluation_pb2, inference_pb2
 
 # A number of the enum, or its name, whole ("FORMAT_E2M1") or without prefix in any case ("e2m1").
 EnumValue = int | str
@@ -46,6 +46,24 @@ class JobFields(TypedDict, total=False):
     window: int | None
     priority: int
     labels: Mapping[str, str]
+
+
+class ProfileFields(TypedDict, total=False):
+    """The fields of nibble.v1.ProfileActivationsRequest but model and corpus, documented there."""
+
+    version: int
+    request_id: str
+    windows: int | None
+    window: int | None
+    compute: EnumValue
+    layers: Iterable[int]
+    sites: Iterable[EnumValue]
+    histogram_bins: int | None
+    quantiles: Iterable[float]
+    outlier_ratio: float | None
+    outlier_channels: int | None
+    placement_token: int | None
+    placement_formats: Iterable[evaluation_pb2.PlacementFormat]
 
 
 class SamplingFields(TypedDict, total=False):

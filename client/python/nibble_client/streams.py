@@ -108,32 +108,63 @@ class Generation(Stream[inference_pb2.GenerateResponse], Iterator[str]):
             self.timing = response.timing
 
 
-class Evaluation(Stream[evaluation_pb2.EvaluatePerplexityResponse],
-                 Iterator[evaluation_pb2.EvaluatePerplexityResponse]):
-    """The progress of an evaluation; the last one is its result."""
+class _Measurement(Stream[_Message], Iterator[_Message]):
+    """Responses of a measurement, the last of which says `done`."""
 
-    def __init__(self, call: Any) -> None:
+    def __init__(self, call: Any, name: str) -> None:
         super().__init__(call)
-        self._result: evaluation_pb2.EvaluatePerplexityResponse | None = None
+        self._name = name
+        self._last: _Message | None = None
 
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> evaluation_pb2.EvaluatePerplexityResponse:
+    def __next__(self) -> _Message:
         response = self.receive()
         if response is None:
             raise StopIteration
-        if response.done:
-            self._result = response
+        self._last = response
         return response
+
+    def _finish(self) -> _Message:
+        """The last response; waits for it."""
+        for _ in self:
+            pass
+        last: Any = self._last
+        if last is None or not last.done:
+            why = "was closed before" if self._closed else "ended without"
+            code = grpc.StatusCode.CANCELLED if self._closed else grpc.StatusCode.INTERNAL
+            raise NibbleError(code, f"the {self._name} {why} its result")
+        return last
+
+
+class Evaluation(_Measurement[evaluation_pb2.EvaluatePerplexityResponse]):
+    """The progress of an evaluation; the last one is its result."""
+
+    def __init__(self, call: Any) -> None:
+        super().__init__(call, "evaluation")
 
     @property
     def result(self) -> evaluation_pb2.EvaluatePerplexityResponse:
         """The result; waits for it."""
-        for _ in self:
-            pass
-        if self._result is None:
-            why = "was closed before" if self._closed else "ended without"
-            code = grpc.StatusCode.CANCELLED if self._closed else grpc.StatusCode.INTERNAL
-            raise NibbleError(code, f"the evaluation {why} its result")
-        return self._result
+        return self._finish()
+
+
+class Profile(_Measurement[evaluation_pb2.ProfileActivationsResponse]):
+    """The progress of a profile of activations, with each layer and site as it is finished."""
+
+    def __init__(self, call: Any) -> None:
+        super().__init__(call, "profile")
+        self._profiles: list[evaluation_pb2.ActivationProfile] = []
+
+    def __next__(self) -> evaluation_pb2.ProfileActivationsResponse:
+        response = super().__next__()
+        if response.HasField("profile"):
+            self._profiles.append(response.profile)
+        return response
+
+    @property
+    def profiles(self) -> list[evaluation_pb2.ActivationProfile]:
+        """All of them, layer by layer; waits for the end."""
+        self._finish()
+        return self._profiles

@@ -17,11 +17,9 @@
 #include "quant/model/checkpoint/artifact.h"
 #include "quant/model/checkpoint/config.h"
 #include "quant/model/checkpoint/safetensors.h"
+#include "quant/model/decoder/input_group.h"
 
 namespace nibble {
-
-// What a linear's input is shared with: one Hessian each.
-enum class InputGroup { kAttentionIn, kAttentionOut, kMlpIn, kMlpOut };
 
 // One linear of a layer.
 struct LayerLinear {

@@ -237,6 +237,72 @@ TEST_F(CliTest, AStreamThatEndsWithoutAResultIsAFailure) {
   EXPECT_THAT(result.err, HasSubstr("without a result"));
 }
 
+TEST_F(CliTest, AProfileIsATableOfLayersAndSites) {
+  server_.evaluation.profile.messages = {
+      Parse<v1::ProfileActivationsResponse>("layers_total: 1"),
+      Parse<v1::ProfileActivationsResponse>(R"pb(
+        layers_done: 1
+        layers_total: 1
+        profile {
+          site: ACTIVATION_SITE_MLP_OUTPUT
+          min: -2
+          max: 8
+          kurtosis: 120.25
+          token_range_quantiles { probability: 0.5 value: 4.5 }
+          outlier_channels { channel: 7 }
+          placements {
+            format { format: ACTIVATION_FORMAT_INT8 symmetric: true }
+            relative_error: 0.5
+          }
+        })pb"),
+      Parse<v1::ProfileActivationsResponse>("layers_done: 1 layers_total: 1 done: true")};
+  const std::vector<std::string> command = {"evaluate",        "profile",
+                                            "--model",         "m",
+                                            "--corpus",        "c.txt",
+                                            "--windows",       "2",
+                                            "--window",        "64",
+                                            "--layer",         "0",
+                                            "--site",          "mlp_output",
+                                            "--bins",          "8",
+                                            "--quantile",      "0.5",
+                                            "--outlier-ratio", "5",
+                                            "--outliers",      "1",
+                                            "--token",         "9",
+                                            "--format",        "int8-symmetric",
+                                            "--compute",       "f32"};
+  const Result table = Run(command);
+  EXPECT_EQ(table.exit, 0) << table.err;
+  EXPECT_THAT(table.out, HasSubstr("INT8-SYMMETRIC ERROR"));
+  for (const char* cell : {"MLP_OUTPUT", "-2.000", "8.000", "120.2", "4.500", "0.50000"}) {
+    EXPECT_THAT(table.out, HasSubstr(cell));
+  }
+  const auto expected = Parse<v1::ProfileActivationsRequest>(R"pb(
+    model: "m"
+    corpus { name: "c.txt" }
+    windows: 2
+    window: 64
+    compute: COMPUTE_F32
+    layers: 0
+    sites: ACTIVATION_SITE_MLP_OUTPUT
+    histogram_bins: 8
+    quantiles: 0.5
+    outlier_ratio: 5
+    outlier_channels: 1
+    placement_token: 9
+    placement_formats { format: ACTIVATION_FORMAT_INT8 symmetric: true })pb");
+  EXPECT_TRUE(MessageDifferencer::Equals(server_.evaluation.profiled, expected))
+      << server_.evaluation.profiled.DebugString();
+
+  std::vector<std::string> json = command;
+  json.push_back("--json");
+  const Result lines = Run(json);
+  EXPECT_EQ(std::count(lines.out.begin(), lines.out.end(), '\n'), 3);
+  EXPECT_THAT(lines.out, HasSubstr("\"kurtosis\":120.25"));
+
+  server_.evaluation.profile.messages.pop_back();
+  EXPECT_EQ(Run(command).exit, 1);
+}
+
 TEST_F(CliTest, AServerThatIsNotThereIsNamed) {
   const Result result = RunAsIs({"jobs", "list", "--server", "127.0.0.1:1"});
   EXPECT_EQ(result.exit, 1);
@@ -261,6 +327,7 @@ TEST_F(CliTest, EveryCommandHasHelpWithExamples) {
                                                           {"generate"},
                                                           {"evaluate"},
                                                           {"evaluate", "perplexity"},
+                                                          {"evaluate", "profile"},
                                                           {"import"},
                                                           {"import", "gguf"},
                                                           {"import", "hf"}};

@@ -48,6 +48,13 @@ grpc::Status FakeEvaluation::EvaluatePerplexity(
   return Play(answer, writer);
 }
 
+grpc::Status FakeEvaluation::ProfileActivations(
+    grpc::ServerContext*, const v1::ProfileActivationsRequest* request,
+    grpc::ServerWriter<v1::ProfileActivationsResponse>* writer) {
+  profiled = *request;
+  return Play(profile, writer);
+}
+
 FakeServer::FakeServer() {
   grpc::ServerBuilder builder;
   builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port_);

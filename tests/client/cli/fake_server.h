@@ -51,9 +51,14 @@ struct FakeEvaluation : v1::EvaluationService::Service {
   grpc::Status EvaluatePerplexity(
       grpc::ServerContext*, const v1::EvaluatePerplexityRequest* request,
       grpc::ServerWriter<v1::EvaluatePerplexityResponse>* writer) override;
+  grpc::Status ProfileActivations(
+      grpc::ServerContext*, const v1::ProfileActivationsRequest* request,
+      grpc::ServerWriter<v1::ProfileActivationsResponse>* writer) override;
 
   v1::EvaluatePerplexityRequest asked;
   Stream<v1::EvaluatePerplexityResponse> answer;
+  v1::ProfileActivationsRequest profiled;
+  Stream<v1::ProfileActivationsResponse> profile;
 };
 
 class FakeServer {

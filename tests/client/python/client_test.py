@@ -9,7 +9,7 @@ from importlib import metadata
 import grpc
 from fake_server import Abort, FakeServer, until_left
 from nibble.v1 import common_pb2, evaluation_pb2, inference_pb2, model_pb2, quantization_pb2
-from nibble_client import Client, GenerateFields, JobFields, NibbleError
+from nibble_client import Client, GenerateFields, JobFields, NibbleError, ProfileFields
 
 Code = grpc.StatusCode
 
@@ -64,6 +64,8 @@ class WheelTest(unittest.TestCase):
                     set(inference_pb2.Sampling.DESCRIPTOR.fields_by_name) |
                     set(inference_pb2.Grammar.DESCRIPTOR.fields_by_name))
         self.assertEqual(set(GenerateFields.__annotations__), expected)
+        profile = set(evaluation_pb2.ProfileActivationsRequest.DESCRIPTOR.fields_by_name)
+        self.assertEqual(set(ProfileFields.__annotations__), profile - {"model", "corpus"})
 
 
 class ErrorTest(ClientTest):
@@ -451,6 +453,34 @@ class EvaluationTest(ClientTest):
         evaluation.close()
         with self.refused(Code.CANCELLED):
             evaluation.result
+
+
+class ProfileTest(ClientTest):
+    def profile(self, request, context):
+        yield evaluation_pb2.ProfileActivationsResponse(layers_total=2)
+        for layer in range(2):
+            yield evaluation_pb2.ProfileActivationsResponse(
+                layers_done=layer + 1, layers_total=2,
+                profile=evaluation_pb2.ActivationProfile(layer=layer, kurtosis=3))
+        yield evaluation_pb2.ProfileActivationsResponse(layers_done=2, layers_total=2, done=True)
+
+    def test_progress_and_the_profiles(self):
+        self.answer("ProfileActivations", self.profile)
+        profile = self.client.profile_activations("tiny", "a.txt", windows=2, sites=["qkv"],
+                                                  layers=[0, 1], compute="f32")
+        self.assertEqual([progress.layers_done for progress in profile], [0, 1, 2, 2])
+        self.assertEqual([each.layer for each in profile.profiles], [0, 1])
+        self.assertEqual(self.server.requests, [evaluation_pb2.ProfileActivationsRequest(
+            model="tiny", corpus=common_pb2.CorpusRef(name="a.txt"), windows=2, layers=[0, 1],
+            sites=[evaluation_pb2.ACTIVATION_SITE_QKV], compute=common_pb2.COMPUTE_F32)])
+        with self.assertRaises(TypeError):
+            self.client.profile_activations("tiny", "a.txt", tokens=2)
+
+    def test_no_end_is_an_error(self):
+        self.answer("ProfileActivations", lambda request, context: iter(
+            [evaluation_pb2.ProfileActivationsResponse(layers_done=1)]))
+        with self.refused(Code.INTERNAL):
+            self.client.profile_activations("tiny", "a.txt").profiles
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ class FakeServer:
         self._server.stop(grace=0).wait()
 
     def _answer(self, name):
-        streams = name in ("WatchJob", "Generate", "EvaluatePerplexity")
+        streams = name in ("WatchJob", "Generate", "EvaluatePerplexity", "ProfileActivations")
 
         def unary(_, request, context):
             self.requests.append(request)
