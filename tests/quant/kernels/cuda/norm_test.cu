@@ -72,7 +72,7 @@ struct Outputs {
   Bf16s plain;
 };
 
-Outputs Run(const Inputs& in) {
+Outputs RunNorm(const Inputs& in) {
   DeviceArray<__nv_bfloat16> hidden(in.hidden);
   DeviceArray<__nv_bfloat16> again(in.hidden);
   DeviceArray<__nv_bfloat16> delta(in.delta);
@@ -106,7 +106,7 @@ TEST_P(NormTest, AgreesWithDoublePrecision) {
   for (const int64_t width : {8, 576, 4096, 4104, 8200, 32768}) {
     SCOPED_TRACE(testing::Message() << "width " << width);
     const Inputs in = RandomInputs(random, 5, width, GetParam());
-    const Outputs out = Run(in);
+    const Outputs out = RunNorm(in);
     ExpectSameBits(out.hidden, Sum(in));
     const std::vector<std::vector<double>> expected = Expected(in);
     for (int64_t token = 0; token < in.tokens; ++token) {
@@ -125,14 +125,14 @@ TEST_P(NormTest, AgreesWithDoublePrecision) {
 TEST_P(NormTest, ARowDependsOnNoOther) {
   std::mt19937 random(7);
   const Inputs all = RandomInputs(random, 9, 4104, GetParam());
-  const Outputs together = Run(all);
+  const Outputs together = RunNorm(all);
   for (int64_t token = 0; token < all.tokens; ++token) {
     const auto row = [&](const auto& values) {
       return std::decay_t<decltype(values)>(values.begin() + token * all.width,
                                             values.begin() + (token + 1) * all.width);
     };
     const Inputs one = {1, all.width, row(all.hidden), row(all.delta), all.gain, all.bias};
-    const Outputs alone = Run(one);
+    const Outputs alone = RunNorm(one);
     EXPECT_EQ(alone.codes, row(together.codes));
     EXPECT_EQ(alone.scales[0], together.scales[token]);
     ExpectSameBits(alone.plain, row(together.plain));
@@ -143,7 +143,7 @@ TEST_P(NormTest, ANanShowsInItsRowAlone) {
   std::mt19937 random(7);
   Inputs in = RandomInputs(random, 3, 64, GetParam());
   in.delta[64 + 5] = __float2bfloat16(std::numeric_limits<float>::quiet_NaN());
-  const Outputs out = Run(in);
+  const Outputs out = RunNorm(in);
   EXPECT_TRUE(std::isfinite(out.scales[0]));
   EXPECT_TRUE(std::isnan(out.scales[1]));
   EXPECT_TRUE(std::isfinite(out.scales[2]));
@@ -152,7 +152,7 @@ TEST_P(NormTest, ANanShowsInItsRowAlone) {
 
 TEST(RmsNorm, ZerosStayZeros) {
   const Bf16s zeros(64, __float2bfloat16(0));
-  const Outputs out = Run({1, 64, zeros, zeros, Bf16s(64, __float2bfloat16(1)), {}});
+  const Outputs out = RunNorm({1, 64, zeros, zeros, Bf16s(64, __float2bfloat16(1)), {}});
   EXPECT_EQ(out.codes, std::vector<uint8_t>(64, 0));
   EXPECT_EQ(out.scales[0], 0.f);
 }
@@ -167,7 +167,7 @@ TEST(AddNorm, WithoutADeltaAndInPlace) {
   ASSERT_TRUE(AddNorm({gain.data(), bias.data(), kEps}, hidden.data(), nullptr, 2, 96,
                       hidden.data(), nullptr)
                   .ok());
-  ExpectSameBits(hidden.Read(), Run(in).plain);
+  ExpectSameBits(hidden.Read(), RunNorm(in).plain);
 }
 
 TEST(AddNorm, RefusesWhatItCantLoad) {

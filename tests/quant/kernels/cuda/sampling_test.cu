@@ -16,9 +16,9 @@ namespace {
 template <class T>
 struct Batch {
   int64_t vocab;
-  std::vector<std::vector<float>> logits;  // exact in T
-  std::vector<SamplingRow> rows;
-  std::vector<int32_t> positions;
+  std::vector<std::vector<float>> logits = {};  // exact in T
+  std::vector<SamplingRow> rows = {};
+  std::vector<int32_t> positions = {};
 };
 
 template <class T>
