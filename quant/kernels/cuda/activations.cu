@@ -6,7 +6,7 @@
 namespace nibble {
 namespace {
 
-__device__ float Silu(float x) { return x / (1.f + __expf(-x)); }
+__device__ float Silu(float x) { return __fdividef(x, 1.f + __expf(-x)); }
 
 // What a linear's input is made of: the row as it is, its positive part, or silu(gate) * up of a
 // row that holds `octets` of gate and then as many of up.

@@ -127,11 +127,11 @@ inline absl::Status CheckRows(std::string_view kernel, int64_t tokens, int64_t w
              ", expected rows whose width is a positive multiple of 8 up to ", kMaxRowWidth));
 }
 
-// At most 512 threads where that leaves 4 octets each, so that 4 rows share a multiprocessor.
+// As many threads as there are octets, up to the most of a block.
 inline RowShape ShapeOfRow(int64_t width) {
   const int octets = static_cast<int>(width / kOctet);
   int per_thread = 1;
-  while (per_thread < 4 && octets > 512 * per_thread) per_thread *= 2;
+  while (octets > kMaxRowThreads * per_thread) per_thread *= 2;
   const int threads = (octets + per_thread - 1) / per_thread;
   return {octets, (threads + 31) / 32 * 32, per_thread};
 }

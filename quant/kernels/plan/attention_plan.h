@@ -36,8 +36,8 @@ struct AttentionLimits {
 // stands at position length - queries + i and sees the keys up to its own.
 struct AttentionSequence {
   int32_t queries = 0;
-  int32_t length = 0;               // keys, this step's included
-  absl::Span<const int32_t> pages;  // of positions 0 .. length - 1, in order; more are ignored
+  int32_t length = 0;                    // keys, this step's included
+  absl::Span<const int32_t> pages = {};  // of positions 0 .. length - 1, in order; more are ignored
 };
 
 // Where the image's arrays lie, in int32 elements from its start.

@@ -79,9 +79,9 @@ TEST(QuantizeActivationsE4M3, ZerosNansAndInfinities) {
 
 double Silu(double x) { return x / (1 + std::exp(-x)); }
 
-// __expf is within 2 + |x| / 2 units in the last place of e^x, which is at most half of silu's
-// relative error for the |x| < 8 that a row's largest values are made of; a few roundings more.
-constexpr double kSiluError = 16 * 0x1p-23;
+// __expf is within 2 + 1.16 |x| units in the last place of e^x (|x| < 20 here), __fdividef within 2
+// of the quotient; a few roundings more.
+constexpr double kSiluError = 32 * 0x1p-23;
 
 TEST(SiluMul, AgreesWithDoublePrecision) {
   const uint32_t seed = std::random_device{}();
@@ -109,7 +109,7 @@ TEST(SiluMul, AgreesWithDoublePrecision) {
         const __nv_bfloat16* row = &gate_up[token * 2 * width];
         expected.push_back(Silu(double(row[i])) * double(row[width + i]));
         ASSERT_NEAR(double(plain[token * width + i]), expected.back(),
-                    (0x1p-9 + kSiluError) * std::fabs(expected.back()) + 1e-30)
+                    (0x1p-8 + kSiluError) * std::fabs(expected.back()) + 1e-30)
             << "token " << token << " column " << i;
       }
       ExpectNearestE4M3(&codes[token * width], scales[token], expected, kSiluError);

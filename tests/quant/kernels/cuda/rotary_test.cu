@@ -60,7 +60,7 @@ std::vector<double> Turned(const __nv_bfloat16* x, const Case& c, bool rotate, i
 // Half a step of the format around `expected`, and two f32 products of |x| up to 6.
 double Tolerance(KvFormat format, double expected, double scale) {
   constexpr double kF32 = 12 * 0x1p-22;
-  if (format == KvFormat::kBf16) return std::ldexp(std::fabs(expected), -9) + kF32;
+  if (format == KvFormat::kBf16) return std::ldexp(std::fabs(expected), -8) + kF32;
   return std::max(std::ldexp(std::fabs(expected), -4), std::ldexp(scale, -10)) + kF32;
 }
 
