@@ -23,14 +23,22 @@ constexpr FoldTables MakeFoldTables(Format format) {
   return tables;
 }
 
+// Bytes of low:high (numbers 0..7) by the four low nibbles of `selector`, which must be below 8:
+// __byte_perm would spend an instruction on masking them.
+__device__ __forceinline__ uint32_t SelectBytes(uint2 table, uint32_t selector) {
+  uint32_t bytes;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(table.x), "r"(table.y), "r"(selector));
+  return bytes;
+}
+
 // Eight codes of one row and k-step: `lower` the four of columns 0..15 of the step, `upper` those
 // of 16..31. Seven instructions: mask, shift, 2 PRMT, AND-OR, shift, AND-OR.
 __device__ __forceinline__ void ExpandWord(uint32_t word, uint2 lower_table, uint2 upper_table,
                                            uint32_t& lower, uint32_t& upper) {
   constexpr uint32_t kSigns = 0x80808080u;
   const uint32_t magnitudes = word & 0x77777777u;
-  lower = __byte_perm(lower_table.x, lower_table.y, magnitudes) | (word & kSigns);
-  upper = __byte_perm(upper_table.x, upper_table.y, magnitudes >> 16) | ((word << 4) & kSigns);
+  lower = SelectBytes(lower_table, magnitudes) | (word & kSigns);
+  upper = SelectBytes(upper_table, magnitudes >> 16) | ((word << 4) & kSigns);
 }
 
 // The A fragments of two k-steps, from a thread's 16 bytes; table[half] belongs to row half.
