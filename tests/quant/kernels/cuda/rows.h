@@ -41,7 +41,8 @@ inline void ExpectNearestE4M3(const uint8_t* codes, float scale,
   for (size_t i = 0; i < expected.size(); ++i) {
     const double found = static_cast<double>(DecodeValue(Format::kE4M3, codes[i])) * scale;
     // Half a step: 2^-4 of a normal value, 2^-10 of the scale below.
-    const double half = std::max(std::ldexp(std::fabs(expected[i]), -4), std::ldexp(double{scale}, -10));
+    const double half =
+        std::max(std::ldexp(std::fabs(expected[i]), -4), std::ldexp(double{scale}, -10));
     ASSERT_NEAR(found, expected[i], half + 2 * error * amax) << "column " << i;
   }
 }
