@@ -27,7 +27,7 @@ using ::testing::HasSubstr;
 
 constexpr int kWindow = 64;
 constexpr int kFewWindows = 8;
-constexpr int kManyWindows = 600;  // enough for every layer to take a while
+constexpr int kManyWindows = 300;  // enough for every layer to take a while
 
 class DaemonTest : public testing::Test {
  protected:
@@ -203,10 +203,10 @@ TEST_F(DaemonTest, AKilledWorkersJobGoesOnAtItsLayerAndMakesTheSameFiles) {
 
 TEST_F(DaemonTest, AJobCancelledWhileItWaitsToGoOnLeavesNothing) {
   const v1::Job job = MustSubmit(Request("out", kManyWindows));
+  UntilLayer(job.id(), 1);
   v1::SubmitJobRequest urgent = Request("urgent", kManyWindows);
   urgent.mutable_spec()->set_priority(1);
   const v1::Job first = MustSubmit(urgent);
-  UntilLayer(job.id(), 1);
   daemon_->Stop(SIGTERM);
   EXPECT_TRUE(HasStaging());
   Start();
