@@ -1,5 +1,6 @@
 """Quantizes by each scheme and evaluates on each corpus, going on where an earlier run stopped."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,10 @@ from nibble_tools.sweep_state import Cell, Made, Quantized, State, key_of
 # The server's fault or the network's, not a scheme's: the sweep stops.
 STOPS = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.CANCELLED,
          grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.DEADLINE_EXCEEDED}
+
+
+# How long a model may be in use after its evaluation, and how often to look.
+RELEASE_SECONDS, RELEASE_PAUSE = 60.0, 0.2
 
 
 @dataclass
@@ -48,6 +53,21 @@ def label(corpus: common_pb2.CorpusRef) -> str:
     if not corpus.HasField("first_text"):
         return corpus.name
     return f"{corpus.name}:{corpus.first_text}:{corpus.last_text}"
+
+
+def _remove(delete: Callable[[str], None], name: str) -> None:
+    """Waits for a model that is still in use: a server lets go of it after the evaluation's end."""
+    give_up = time.monotonic() + RELEASE_SECONDS
+    while True:
+        try:
+            return delete(name)
+        except NibbleError as error:
+            if error.code is grpc.StatusCode.NOT_FOUND:
+                return None
+            busy = error.code is grpc.StatusCode.FAILED_PRECONDITION
+            if not busy or time.monotonic() > give_up:
+                raise
+        time.sleep(RELEASE_PAUSE)
 
 
 class Runner:
@@ -102,13 +122,8 @@ class Runner:
         if made is None or self._plan.keep:
             return
         # The job last: one without its model is run again.
-        for remove, name in ((self._client.delete_model, made.model),
-                             (self._client.delete, made.job)):
-            try:
-                remove(name)
-            except NibbleError as error:
-                if error.code is not grpc.StatusCode.NOT_FOUND:
-                    raise
+        _remove(self._client.delete_model, made.model)
+        _remove(self._client.delete, made.job)
         del self._state.made[self._scheme_key(row.scheme)]
         self._state.save()
 

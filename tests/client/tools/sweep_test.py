@@ -44,6 +44,7 @@ class World:
         self.evaluated = []
         self.calls = 0
         self.break_at, self.after = None, False
+        self.released = set()  # models no longer in use: from the second look on
         self.failing = set()  # outputs' weights formats whose jobs fail
         for name in ("SubmitJob", "GetJob", "DeleteJob", "GetModel", "DeleteModel", "ListCorpora",
                      "EstimateJob"):
@@ -121,6 +122,9 @@ class World:
 
     def DeleteModel(self, request):
         self.find_model(request.name)
+        if request.name not in self.released:
+            self.released.add(request.name)
+            raise Abort(Code.FAILED_PRECONDITION, "in use")
         del self.models[request.name]
         return model_pb2.DeleteModelResponse()
 
