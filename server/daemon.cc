@@ -144,16 +144,11 @@ void Daemon::CountEngines() {
   std::map<std::string, EngineStats> counts;
   std::map<std::string, int64_t> weights;
   for (const ModelHandle& model : registry_.Loaded()) {
-    const EngineStats stats = model->engine->stats();
-    EngineStats& sum = counts[model->name];
-    sum.running += stats.running;
-    sum.waiting += stats.waiting;
-    sum.kv_blocks_used += stats.kv_blocks_used;
-    sum.kv_blocks_total += stats.kv_blocks_total;
+    counts[model->name] += model->engine->stats();
     weights[model->name] += model->engine->runner().weight_bytes();
   }
   // A model that has gone shows zeros.
-  for (const std::string& name : counted_models_) counts.try_emplace(name);
+  for (const auto& [name, stats] : counted_engines_) counts.try_emplace(name);
   for (const auto& [name, stats] : counts) {
     const prometheus::Labels labels = {{"model", name}};
     const auto set = [&](prometheus::Family<prometheus::Gauge>& family, int64_t value) {
@@ -164,7 +159,16 @@ void Daemon::CountEngines() {
     set(metrics_.kv_blocks_used, stats.kv_blocks_used);
     set(metrics_.kv_blocks_total, stats.kv_blocks_total);
     set(metrics_.weight_bytes, weights[name]);
-    counted_models_.insert(name);
+    // An engine that was loaded anew counts from 0.
+    EngineStats& before = counted_engines_[name];
+    if (stats.steps < before.steps) before = {};
+    const auto add = [&](prometheus::Family<prometheus::Counter>& family, int64_t delta) {
+      family.Add(labels).Increment(static_cast<double>(delta));
+    };
+    add(metrics_.engine_steps, stats.steps - before.steps);
+    add(metrics_.preemptions, stats.preemptions - before.preemptions);
+    add(metrics_.prefix_cached_tokens, stats.cached_tokens - before.cached_tokens);
+    before = stats;
   }
 }
 

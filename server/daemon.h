@@ -3,8 +3,8 @@
 
 #include <grpcpp/server.h>
 
+#include <map>
 #include <memory>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -60,7 +60,8 @@ class Daemon {
   ModelService models_;
   InferenceService inference_;
   EvaluationService evaluation_;
-  std::set<std::string> counted_models_;  // scrapes only: they come one at a time
+  // At the last scrape; scrapes come one at a time.
+  std::map<std::string, EngineStats> counted_engines_;
   std::unique_ptr<MetricsServer> metrics_server_;
   int port_ = 0;
   std::unique_ptr<grpc::Server> server_;

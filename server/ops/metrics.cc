@@ -126,6 +126,14 @@ Metrics::Metrics()
                        .Name("nibble_engine_steps_total")
                        .Help("Steps of the engine")
                        .Register(*registry)),
+      preemptions(BuildCounter()
+                      .Name("nibble_preemptions_total")
+                      .Help("Sequences whose KV cache blocks were taken, to be computed again")
+                      .Register(*registry)),
+      prefix_cached_tokens(BuildCounter()
+                               .Name("nibble_prefix_cached_tokens_total")
+                               .Help("Tokens found in the prefix cache instead of computed")
+                               .Register(*registry)),
       first_token_seconds(BuildHistogram()
                               .Name("nibble_first_token_seconds")
                               .Help("Time from a request to its first token")

@@ -36,14 +36,16 @@ struct Metrics {
   prometheus::Counter& worker_restarts;
   prometheus::Counter& layers_done;
 
-  prometheus::Family<prometheus::Gauge>& requests_running;    // model
-  prometheus::Family<prometheus::Gauge>& requests_waiting;    // model
-  prometheus::Family<prometheus::Gauge>& kv_blocks_used;      // model
-  prometheus::Family<prometheus::Gauge>& kv_blocks_total;     // model
-  prometheus::Family<prometheus::Gauge>& weight_bytes;        // model
-  prometheus::Family<prometheus::Counter>& prompt_tokens;     // model
-  prometheus::Family<prometheus::Counter>& generated_tokens;  // model
-  prometheus::Family<prometheus::Counter>& engine_steps;      // model
+  prometheus::Family<prometheus::Gauge>& requests_running;        // model
+  prometheus::Family<prometheus::Gauge>& requests_waiting;        // model
+  prometheus::Family<prometheus::Gauge>& kv_blocks_used;          // model
+  prometheus::Family<prometheus::Gauge>& kv_blocks_total;         // model
+  prometheus::Family<prometheus::Gauge>& weight_bytes;            // model
+  prometheus::Family<prometheus::Counter>& prompt_tokens;         // model
+  prometheus::Family<prometheus::Counter>& generated_tokens;      // model
+  prometheus::Family<prometheus::Counter>& engine_steps;          // model
+  prometheus::Family<prometheus::Counter>& preemptions;           // model
+  prometheus::Family<prometheus::Counter>& prefix_cached_tokens;  // model
   // Submission to a request's first token, and between tokens. Made by the functions below.
   prometheus::Family<prometheus::Histogram>& first_token_seconds;  // model
   prometheus::Family<prometheus::Histogram>& next_token_seconds;   // model

@@ -171,6 +171,8 @@ class Generation : public StreamWriter<v1::GenerateResponse> {
   // On the engine's thread.
   Flow OnEvent(const EngineEvent& event) {
     admitted_ = std::min(admitted_, event.admitted);
+    cached_prompt_tokens_ =
+        std::max(cached_prompt_tokens_, event.choice == 0 ? event.cached_prompt_tokens : 0);
     CountTokens(event);
     ChoiceText& choice = choices_[event.choice];
     const bool last = event.finish != FinishReason::kNone;
@@ -283,6 +285,7 @@ class Generation : public StreamWriter<v1::GenerateResponse> {
     for (const ChoiceText& choice : choices_) completion += choice.tokens;
     message.mutable_usage()->set_prompt_tokens(prompt_tokens_);
     message.mutable_usage()->set_completion_tokens(completion);
+    message.mutable_usage()->set_cached_prompt_tokens(cached_prompt_tokens_);
     const absl::Time now = absl::Now();
     message.mutable_timing()->set_queue_seconds(
         absl::ToDoubleSeconds(std::min(admitted_, now) - began_));
@@ -307,6 +310,7 @@ class Generation : public StreamWriter<v1::GenerateResponse> {
   std::vector<ChoiceText> choices_;
   int32_t choices_left_ = 0;
   int64_t prompt_tokens_ = 0;
+  int64_t cached_prompt_tokens_ = 0;  // of choice 0: the others share its blocks anyway
   absl::Time admitted_ = absl::InfiniteFuture();
   std::optional<absl::Time> first_token_;
   absl::Time last_token_;

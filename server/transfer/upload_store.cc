@@ -168,6 +168,7 @@ absl::Status Upload::Append(std::string_view bytes) {
     if (count < 0 && errno == EINTR) continue;
     if (count < 0) return IoError(folder_ / file.path, "write", errno);
     progress.received += count;
+    store_.Received(spec_.id, count);
     bytes.remove_prefix(static_cast<size_t>(count));
   }
   return progress.received == file.size && file_.valid() ? FinishFile() : absl::OkStatus();
@@ -181,6 +182,7 @@ absl::Status Upload::FinishFile() {
   NIBBLE_ASSIGN_OR_RETURN(const std::string found, Sha256File(part));
   if (found != file.sha256) {
     progress_[current_] = {};
+    store_.Received(spec_.id, -file.size);
     NIBBLE_RETURN_IF_ERROR(Remove(part));
     return absl::DataLossError(
         StrCat(file.path, ": found sha256 ", found, ", expected ", file.sha256));
@@ -262,22 +264,34 @@ absl::StatusOr<std::optional<int64_t>> UploadStore::QuotaLeft() const {
   return std::max<int64_t>(options_.quota_bytes - used, 0);
 }
 
-absl::Status UploadStore::CheckRoom(const Upload& upload) const {
-  int64_t needed = 0;
+absl::Status UploadStore::Reserve(const Upload& upload) {
+  int64_t missing = 0;
   for (size_t i = 0; i < upload.progress_.size(); ++i) {
-    needed += upload.spec_.files[i].size - upload.progress_[i].received;
+    missing += upload.spec_.files[i].size - upload.progress_[i].received;
+  }
+  int64_t others = 0;
+  {
+    absl::MutexLock lock(&mutex_);
+    for (const auto& [id, bytes] : held_) others += bytes;
+    held_[upload.spec_.id] = missing;
   }
   const auto refuse = [&](std::string_view what, int64_t free) {
     return absl::ResourceExhaustedError(
-        StrCat(what, ": found ", free, " bytes free, expected at least ", needed));
+        StrCat(what, ": found ", free, " bytes free, of which other uploads will fill ", others,
+               ", expected at least ", missing, " for this one"));
   };
   NIBBLE_ASSIGN_OR_RETURN(const std::optional<int64_t> quota, QuotaLeft());
-  if (quota && *quota < needed) return refuse("quota", *quota);
+  if (quota && *quota - others < missing) return refuse("quota", *quota);
   std::error_code error;
   const auto space = fs::space(options_.root.folder, error);
   if (error) return IoError(options_.root.folder, "read", error.value());
   const auto free = static_cast<int64_t>(space.available);
-  return free < needed ? refuse("disk", free) : absl::OkStatus();
+  return free - others < missing ? refuse("disk", free) : absl::OkStatus();
+}
+
+void UploadStore::Received(const std::string& id, int64_t bytes) {
+  absl::MutexLock lock(&mutex_);
+  held_[id] -= bytes;
 }
 
 absl::StatusOr<std::unique_ptr<Upload>> UploadStore::Open(const UploadSpec& spec) {
@@ -286,7 +300,7 @@ absl::StatusOr<std::unique_ptr<Upload>> UploadStore::Open(const UploadSpec& spec
   NIBBLE_RETURN_IF_ERROR(Sweep());
   {
     absl::MutexLock lock(&mutex_);
-    if (!held_.insert(spec.id).second) {
+    if (!held_.emplace(spec.id, 0).second) {
       return absl::AbortedError(
           StrCat("upload_id: found ", spec.id, ", which another stream sends"));
     }
@@ -301,11 +315,11 @@ absl::StatusOr<std::unique_ptr<Upload>> UploadStore::Open(const UploadSpec& spec
                         "an id of its own: this one began with other files");
     }
     NIBBLE_RETURN_IF_ERROR(upload->Restore());
-    NIBBLE_RETURN_IF_ERROR(CheckRoom(*upload));
+    NIBBLE_RETURN_IF_ERROR(Reserve(*upload));
     return upload;
   }
   upload->progress_.resize(spec.files.size());
-  NIBBLE_RETURN_IF_ERROR(CheckRoom(*upload));
+  NIBBLE_RETURN_IF_ERROR(Reserve(*upload));
   NIBBLE_RETURN_IF_ERROR(Remove(folder));
   fs::create_directories(folder, error);
   if (error) return IoError(folder, "create", error.value());

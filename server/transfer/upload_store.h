@@ -5,9 +5,9 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
-#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -110,7 +110,9 @@ class UploadStore {
   friend class Upload;
   absl::Status CheckName(const UploadSpec& spec) const ABSL_LOCKS_EXCLUDED(names_);
   absl::Status CheckNameLocked(const UploadSpec& spec) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(names_);
-  absl::Status CheckRoom(const Upload& upload) const;
+  // Keeps room for what `upload` still lacks, beside what the other streams still lack.
+  absl::Status Reserve(const Upload& upload) ABSL_LOCKS_EXCLUDED(mutex_);
+  void Received(const std::string& id, int64_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
   // The place that the spec's name takes.
   std::filesystem::path Target(const UploadSpec& spec) const;
   void Release(const std::string& id) ABSL_LOCKS_EXCLUDED(mutex_);
@@ -118,7 +120,8 @@ class UploadStore {
   const Options options_;
   absl::Mutex& names_;
   absl::Mutex mutex_;
-  std::set<std::string> held_ ABSL_GUARDED_BY(mutex_);
+  // Uploads that a stream holds: id -> bytes that they may still bring.
+  std::map<std::string, int64_t> held_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace nibble

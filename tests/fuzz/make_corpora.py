@@ -49,6 +49,18 @@ def tokenizer() -> bytes:
         "model": {"type": "BPE", "vocab": vocabulary, "merges": ["a b", "ab c"]}}).encode()
 
 
+def chat_templates() -> dict[str, bytes]:
+    """The templates of the tokenizers' chat cases, as tokenizer_config.json has them."""
+    cases = json.loads((FIXTURES / "tokenizers" / "chat_cases.json").read_text())
+    templates = list(dict.fromkeys(case["template"] for case in cases))
+    configs = [{"chat_template": template, "bos_token": "<|begin|>"} for template in templates]
+    configs.append({"bos_token": {"content": "<s>"},
+                    "chat_template": [{"name": "tool_use", "template": "{{ tools }}"},
+                                      {"name": "default", "template": templates[0]}]})
+    return {f"chat_template/{number}": json.dumps(config).encode() + b"\0 Who\nare you? \xff"
+            for number, config in enumerate(configs)}
+
+
 def main() -> None:
     files = {
         "safetensors/empty": safetensors({}),
@@ -74,6 +86,11 @@ def main() -> None:
         files[f"sentencepiece/{model}"] = (
             FIXTURES / "sentencepiece" / model / "tokenizer.model").read_bytes()
     files["tokenizer/absent_bos"] = files["tokenizer/small"].replace(b'"ids": [22]', b'"ids": [19]')
+    for shard in ("one", "absent"):
+        files[f"shards/{shard}"] = json.dumps({
+            "metadata": {"total_size": 2},
+            "weight_map": {"a": "one.safetensors", "b": f"{shard}.safetensors"}}).encode()
+    files |= chat_templates()
     for name, content in files.items():
         path = ROOT / name
         path.parent.mkdir(parents=True, exist_ok=True)

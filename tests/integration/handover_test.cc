@@ -1,15 +1,23 @@
 // A checkpoint's way between daemons that share no disk: pushed, quantized, pulled, served
 // elsewhere.
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
+#include <array>
 #include <fstream>
 #include <memory>
+#include <sstream>
 
+#include "client/cli/cli.h"
 #include "client/cpp/client.h"
 #include "client/cpp/transfer.h"
 #include "quant/base/sha256.h"
+#include "quant/model/checkpoint/json.h"
 #include "tests/fixtures/tiny_llama.h"
 #include "tests/integration/daemon_process.h"
 #include "tests/temp_folder.h"
@@ -17,7 +25,10 @@
 namespace nibble {
 namespace {
 
+using ::testing::AllOf;
+using ::testing::ElementsAreArray;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 void Ignore(const TransferProgress&) {}
 
@@ -29,6 +40,7 @@ class Server {
         client_({.address = process_.grpc_address()}) {
     EXPECT_NE(process_.grpc_address(), "");
   }
+  std::string address() const { return process_.grpc_address(); }
   Client& client() { return client_; }
   DaemonProcess& process() { return process_; }
   const std::filesystem::path& root() const { return root_; }
@@ -51,20 +63,27 @@ class HandoverTest : public testing::Test {
     std::filesystem::create_directories(root);
     return root;
   }
-  // Log-probabilities of a text and their five best neighbours.
+  // Log-probabilities of a text and of the most tokens that a server tells at each place.
   static std::vector<float> Logprobs(Client& client, const std::string& model) {
     v1::ScoreRequest request;
     request.set_model(model);
     request.set_text("what is served is what is evaluated");
-    request.set_top_logprobs(5);
+    request.set_top_logprobs(20);
     const auto score = client.Score(request);
     EXPECT_TRUE(score.ok()) << score.status();
     std::vector<float> values;
     for (const auto& logprob : score->logprobs()) {
       values.push_back(logprob.logprob());
+      EXPECT_EQ(logprob.top_size(), 20);
       for (const auto& top : logprob.top()) values.push_back(top.logprob());
     }
     return values;
+  }
+  std::string Cli(const Server& server, std::vector<std::string> arguments) {
+    arguments.insert(arguments.begin(), {"--server", server.address()});
+    std::ostringstream out, err;
+    EXPECT_EQ(RunCli(arguments, {.out = out, .err = err}), 0) << err.str();
+    return out.str();
   }
 
   TempFolder folder_;
@@ -116,6 +135,11 @@ TEST_F(HandoverTest, PushedQuantizedPulledAndServedElsewhere) {
   EXPECT_EQ(copy.versions(0).report_size(), 2);
   EXPECT_EQ(copy.versions(0).job_id(), "");
   EXPECT_EQ(Logprobs(other.client(), "copy"), Logprobs(maker.client(), "small"));
+  for (const auto& file : std::filesystem::directory_iterator(pulled)) {
+    const std::filesystem::path name = file.path().filename();
+    const std::string sum = Sha256File(maker.root() / "artifacts" / "small" / name).value();
+    EXPECT_EQ(Sha256File(other.root() / "artifacts" / "copy" / name).value(), sum) << name;
+  }
 
   // Files are taken byte for byte; a flipped bit is not taken at all.
   std::fstream file(pulled / "report.json", std::ios::in | std::ios::out);
@@ -158,6 +182,97 @@ TEST_F(HandoverTest, APushKilledInTheMiddleGoesOn) {
   EXPECT_GT(first, int64_t{1} << 20) << "began anew";
   EXPECT_EQ(Sha256File(root / "models" / "tiny" / "model.safetensors").value(),
             Sha256File(weights).value());
+}
+
+// `nibble models push`, whose lines of progress wait to be read: it goes on only as they are.
+class PushProcess {
+ public:
+  PushProcess(const std::string& server, const std::filesystem::path& folder) {
+    std::array<int, 2> ends{};
+    EXPECT_EQ(pipe(ends.data()), 0);
+    EXPECT_GT(fcntl(ends[1], F_SETPIPE_SZ, 4096), 0);
+    const std::vector<std::string> words = {NIBBLE_PATH, "--server",      server, "models",
+                                            "push",      folder.string(), "tiny"};
+    std::vector<char*> argv;
+    for (const std::string& word : words) argv.push_back(const_cast<char*>(word.c_str()));
+    argv.push_back(nullptr);
+    pid_ = fork();
+    if (pid_ == 0) {
+      prctl(PR_SET_PDEATHSIG, SIGKILL);
+      dup2(ends[1], STDERR_FILENO);
+      execv(argv[0], argv.data());
+      _exit(127);
+    }
+    close(ends[1]);
+    progress_ = fdopen(ends[0], "r");
+  }
+  ~PushProcess() { fclose(progress_); }
+  PushProcess(const PushProcess&) = delete;
+  PushProcess& operator=(const PushProcess&) = delete;
+
+  bool ReadLine() {
+    std::array<char, 512> line{};
+    return fgets(line.data(), line.size(), progress_) != nullptr;
+  }
+  void Kill() {
+    kill(pid_, SIGKILL);
+    waitpid(pid_, nullptr, 0);
+  }
+
+ private:
+  pid_t pid_ = 0;
+  FILE* progress_ = nullptr;
+};
+
+TEST_F(HandoverTest, AClientKilledInTheMiddleGoesOn) {
+  // 64 messages of a MiB, each with a line of more than 128 bytes: the pipe holds less than 32.
+  const std::string name(120, 'a');
+  std::ofstream(source_ / name) << 'a';
+  std::filesystem::resize_file(source_ / name, int64_t{64} << 20);
+  Server server(Root("server"));
+  PushProcess push(server.address(), source_);
+  for (int i = 0; i < 10; ++i) ASSERT_TRUE(push.ReadLine());
+  push.Kill();
+  v1::GetModelRequest get;
+  get.set_name("tiny");
+  EXPECT_TRUE(absl::IsNotFound(server.client().GetModel(get).status()));
+  int64_t first = 0;
+  const auto keep_first = [&](const TransferProgress& progress) {
+    if (first == 0) first = progress.done;
+  };
+  absl::Status status;
+  do {  // until the server has seen the first one's end
+    status = PushModel(server.client(), source_, "tiny", keep_first);
+  } while (absl::IsAborted(status));
+  ASSERT_TRUE(status.ok()) << status;
+  EXPECT_GT(first, int64_t{2} << 20) << "began anew";
+  EXPECT_LT(first, int64_t{50} << 20) << "was not killed in the middle";
+  EXPECT_EQ(Sha256File(server.root() / "models" / "tiny" / name).value(),
+            Sha256File(source_ / name).value());
+}
+
+TEST_F(HandoverTest, TheCommandLineImportsPushesAndPulls) {
+  Server server(Root("server"));
+  const std::filesystem::path fixtures = NIBBLE_FIXTURES;
+  Cli(server, {"import", "hf", fixtures / "checkpoints" / "opt-1.3b", "opt-1.3b"});
+  const Json expected = ReadJsonFile(fixtures / "checkpoints" / "opt-1.3b.expected.json").value();
+  ASSERT_GT(expected["tokens"].size(), 5u);
+  for (const Json& one : expected["tokens"]) {
+    v1::TokenizeRequest request;
+    request.set_model("opt-1.3b");
+    request.set_text(one["text"].get<std::string>());
+    const v1::TokenizeResponse tokens = server.client().Tokenize(request).value();
+    EXPECT_THAT(tokens.token_ids(), ElementsAreArray(one["ids"].get<std::vector<int32_t>>()));
+  }
+  const std::filesystem::path pulled = folder_.path() / "pulled";
+  Cli(server, {"models", "pull", "opt-1.3b", pulled});
+  Cli(server, {"models", "push", pulled, "again"});
+  EXPECT_THAT(Cli(server, {"models", "list"}), AllOf(HasSubstr("opt-1.3b"), HasSubstr("again")));
+
+  Cli(server, {"corpora", "push", corpus_});
+  EXPECT_THAT(Cli(server, {"corpora", "list"}), HasSubstr("text.txt"));
+  Cli(server, {"corpora", "delete", "text.txt"});
+  EXPECT_THAT(Cli(server, {"corpora", "list"}), Not(HasSubstr("text.txt")));
 }
 
 TEST_F(HandoverTest, APullTakesUpWhatAnEarlierOneLeft) {

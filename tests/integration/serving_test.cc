@@ -204,6 +204,18 @@ TEST_F(ServingTest, GreedyTokensAreTheSameTwiceAndTheLastMessageHasTheUsage) {
   for (const auto& message : first.messages) EXPECT_TRUE(IsWholeUtf8(message.text()));
 }
 
+TEST_F(ServingTest, APromptThatWasSeenComesFromThePrefixCache) {
+  // 100 tokens: six blocks of 16 are known afterwards.
+  const v1::GenerateRequest request = Request(std::string(100, 'q'), 8);
+  const Answer first = Generate(request);
+  EXPECT_EQ(first.messages.back().usage().cached_prompt_tokens(), 0);
+  const Answer second = Generate(request);
+  EXPECT_EQ(second.messages.back().usage().cached_prompt_tokens(), 96);
+  EXPECT_EQ(second.tokens(), first.tokens());
+  EXPECT_THAT(Scrape(daemon_->metrics_address()),
+              HasSubstr("nibble_prefix_cached_tokens_total{model=\"tiny\"} 96"));
+}
+
 // Equality is of requests that run alone: what shares a step may change how sums round.
 TEST_F(ServingTest, ASeedDecidesTheTokensAndStreamsGetTheirOwn) {
   std::vector<v1::GenerateRequest> requests;

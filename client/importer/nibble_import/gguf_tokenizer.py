@@ -1,7 +1,8 @@
-"""tokenizer.json and tokenizer_config.json out of a GGUF file's byte-level BPE."""
+"""The tokenizer's files out of a GGUF file; tokenizer.json where it is byte-level BPE."""
 
 from tokenizers import Tokenizer
 
+from nibble_import import gguf_sentencepiece
 from nibble_import.folder import ImportRefused, write_json
 
 # GGUF's token types.
@@ -59,10 +60,6 @@ def added_tokens(tokens, types):
 
 def make_tokenizer(metadata):
     """The object of tokenizer.json."""
-    model = metadata.need("tokenizer.ggml.model")
-    if model != "gpt2":
-        raise ImportRefused(
-            f"tokenizer.ggml.model is {model}, expected gpt2 (byte-level BPE)")
     pre = metadata.get("tokenizer.ggml.pre", "gpt-2")
     tokens = metadata.need("tokenizer.ggml.tokens")
     types = metadata.need("tokenizer.ggml.token_type")
@@ -115,14 +112,26 @@ def eos_ids(metadata):
     return sorted({index for index in ids if index is not None})
 
 
-def write_tokenizer(metadata, folder):
-    """Writes the tokenizer's files and generation_config.json; loads the first as a check."""
-    config = make_tokenizer_config(metadata)
+def write_byte_level(metadata, folder):
+    """Writes tokenizer.json and loads it as a check."""
     write_json(folder / "tokenizer.json", make_tokenizer(metadata))
     try:
         Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # the tokenizers package raises plain Exception
         raise ImportRefused(f"tokenizer: {error}, expected a whole byte-level BPE") from error
+
+
+def write_tokenizer(metadata, folder):
+    """Writes the tokenizer's files and generation_config.json."""
+    config = make_tokenizer_config(metadata)
+    model = metadata.need("tokenizer.ggml.model")
+    if model == "gpt2":
+        write_byte_level(metadata, folder)
+    elif model == "llama":
+        config |= gguf_sentencepiece.write_model(metadata, folder)
+    else:
+        raise ImportRefused(f"tokenizer.ggml.model is {model}, expected gpt2 (byte-level BPE) or "
+                            "llama (SentencePiece BPE)")
     write_json(folder / "tokenizer_config.json", config)
     ids = eos_ids(metadata)
     generation = {"bos_token_id": metadata.get("tokenizer.ggml.bos_token_id")}

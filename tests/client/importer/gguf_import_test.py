@@ -69,6 +69,9 @@ class GgufImportTest(ImporterCase):
     def test_an_unknown_pre_tokenizer_is_refused(self):
         self.assert_refused(self.import_gguf(pre="tekken")[1], "tekken", "smollm")
 
+    def test_an_unknown_tokenizer_is_refused(self):
+        self.assert_refused(self.import_gguf(model="t5")[1], "t5", "gpt2", "llama")
+
     def test_a_missing_tensor_is_named(self):
         self.assert_refused(self.import_gguf(skip=("blk.1.ffn_up",))[1], "blk.1.ffn_up.weight")
 

@@ -35,8 +35,19 @@ def make_weights(seed):
     return {name: value.astype(np.float32) for name, value in weights.items()}
 
 
+def add_byte_level(writer, model="gpt2", pre="smollm"):
+    writer.add_tokenizer_model(model)
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(TOKENS)
+    writer.add_token_types([3, 3] + [1] * (len(TOKENS) - 2))
+    writer.add_token_merges(MERGES)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(0)
+    writer.add_add_bos_token(False)
+
+
 def write_gguf(path, weights, kind=gguf.GGMLQuantizationType.F16, architecture="llama",
-               pre="smollm", skip=(), raw=None):
+               skip=(), raw=None, add_tokenizer=None, **tokenizer):
     """Writes q and k as llama.cpp does; the linears' type is `kind`. `raw` has whole tensors' bytes
     and type by name."""
     raw = raw or {}
@@ -49,14 +60,7 @@ def write_gguf(path, weights, kind=gguf.GGMLQuantizationType.F16, architecture="
     writer.add_head_count_kv(KV_HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(50000.0)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
-    writer.add_token_list(TOKENS)
-    writer.add_token_types([3, 3] + [1] * (len(TOKENS) - 2))
-    writer.add_token_merges(MERGES)
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(0)
-    writer.add_add_bos_token(False)
+    (add_tokenizer or add_byte_level)(writer, **tokenizer)
     writer.add_chat_template("{{ messages[0]['content'] }}")
     for name, value in weights.items():
         if name in skip:

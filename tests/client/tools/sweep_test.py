@@ -60,10 +60,11 @@ class World:
             self.calls += 1
             if self.broken(after=False):
                 raise Abort(Code.UNAVAILABLE, "down")
-            response = handler(request)
-            if self.broken(after=True):
-                raise Abort(Code.UNAVAILABLE, "down")
-            return response
+            try:
+                return handler(request)
+            finally:
+                if self.broken(after=True):
+                    raise Abort(Code.UNAVAILABLE, "down")
         return answer
 
     def breaking_stream(self, handler):

@@ -76,6 +76,8 @@ TEST(GroupsTest, CountAndWidth) {
   EXPECT_EQ(GroupCount(576, 64), 9);
   EXPECT_EQ(GroupCount(577, 64), 10);
   EXPECT_EQ(GroupCount(40, 256), 1);
+  EXPECT_EQ(GroupCount(3200, 256), 13);  // OpenLLaMA-3b: the last ones have 128
+  EXPECT_EQ(GroupCount(8640, 256), 34);  // and 192 columns
   EXPECT_EQ(GroupCount(576, kWholeRow), 1);
   EXPECT_EQ(GroupWidth(576, kWholeRow), 576);
   EXPECT_EQ(GroupWidth(576, 64), 64);
@@ -105,6 +107,27 @@ TEST(QuantizedMatrixTest, DequantizesWhatWasStored) {
           }
         }
       }
+    }
+  }
+}
+
+TEST(QuantizedMatrixTest, OpenLlamasWidthsEndInAShortGroup) {
+  for (const auto& [cols, last] : {std::pair{3200, 128}, std::pair{8640, 192}}) {
+    const WeightSpec spec = Spec(Format::kE2M1, ScaleConstraint::kM2, 256);
+    const Sample sample = MakeSample(spec, 2, cols, 7);
+    const absl::Status status = sample.matrix.Validate("w");
+    ASSERT_TRUE(status.ok()) << status;
+    std::vector<float> row(cols);
+    sample.matrix.DequantizeRow(1, absl::MakeSpan(row));
+    EXPECT_EQ(row, sample.values[1]);
+    // One more in the last group's k halves that group's values and no other.
+    const int64_t group = GroupCount(cols, 256) - 1;
+    QuantizedMatrix changed = sample.matrix;
+    changed.k[(GroupCount(cols, 256) + 1) / 2 + group / 2] += group % 2 == 0 ? 0x01 : 0x10;
+    std::vector<float> halved(cols);
+    changed.DequantizeRow(1, absl::MakeSpan(halved));
+    for (int c = 0; c < cols; ++c) {
+      ASSERT_EQ(halved[c], c < cols - last ? row[c] : row[c] / 2) << "column " << c;
     }
   }
 }

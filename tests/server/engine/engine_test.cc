@@ -56,7 +56,8 @@ class EngineTest : public testing::Test {
   EngineTest() {
     auto runner = std::make_unique<FakeRunner>(kPool);
     runner_ = runner.get();
-    engine_ = Engine::Create(std::move(runner), {.max_step_tokens = 8, .max_sequences = 4});
+    engine_ =
+        Engine::Create(std::move(runner), {.schedule = {.max_step_tokens = 8, .max_sequences = 4}});
   }
   static EngineRequest Request(std::vector<int32_t> prompt, int64_t max_tokens) {
     EngineRequest request;

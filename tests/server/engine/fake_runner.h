@@ -70,6 +70,11 @@ class FakeRunner : public ModelRunner {
     const int64_t end = input.position + static_cast<int64_t>(input.tokens.size());
     for (int64_t i = 0; i < end; ++i) seen.push_back(Slot(input, i));
     if (input.sample) output.token = Next(seen);
+    if (input.score_prompt) {
+      for (size_t i = 1; i < input.tokens.size(); ++i)
+        output.prompt_logprobs.push_back({input.tokens[i]});
+      if (input.score_next) output.prompt_logprobs.push_back({*input.score_next});
+    }
     return output;
   }
 

@@ -6,6 +6,7 @@
 #include <sstream>
 
 #include "quant/base/sha256.h"
+#include "quant/base/strings.h"
 #include "tests/fixtures/tiny_llama.h"
 #include "tests/temp_folder.h"
 
@@ -141,6 +142,27 @@ TEST_F(UploadStoreTest, QuotaIsKnownAtTheStart) {
   store_ = MakeStore(int64_t{1} << 30);
   EXPECT_TRUE(store_->Open(spec_).ok());
   EXPECT_GT(store_->QuotaLeft().value(), 0);
+}
+
+// Each alone would fit.
+TEST_F(UploadStoreTest, StreamsShareTheQuotaThatIsLeft) {
+  int64_t size = 0;
+  for (const UploadFile& file : spec_.files) size += file.size;
+  store_ = MakeStore(size * 3 / 2);
+  UploadSpec other = spec_;
+  other.id = "u2";
+  other.name = "other";
+  {
+    auto upload = store_->Open(spec_).value();
+    EXPECT_THAT(MessageOf(other, absl::StatusCode::kResourceExhausted),
+                HasSubstr(StrCat("other uploads will fill ", size)));
+    // What has come is on the disk and not kept twice.
+    ASSERT_TRUE(SendAll(*upload, 1000).ok());
+    EXPECT_THAT(MessageOf(other, absl::StatusCode::kResourceExhausted),
+                HasSubstr("other uploads will fill 0"));
+    ASSERT_TRUE(upload->Discard().ok());
+  }
+  EXPECT_TRUE(store_->Open(other).ok());
 }
 
 TEST_F(UploadStoreTest, WhatIsNoModelIsNotCommitted) {
