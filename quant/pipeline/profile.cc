@@ -259,8 +259,8 @@ std::string_view InputName(InputGroup input) {
   return "";
 }
 
-Placement PlaceValues(const ActivationSpec& format, absl::Span<const float> values) {
-  Placement placement;
+ValuePlacement PlaceValues(const ActivationSpec& format, absl::Span<const float> values) {
+  ValuePlacement placement;
   placement.format = format;
   placement.scale = ComputeActivationScale(format, values);
   placement.values.assign(values.begin(), values.end());

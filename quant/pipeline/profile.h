@@ -40,7 +40,7 @@ struct ProfileSpec {
 };
 
 // One token's values as a format has them.
-struct Placement {
+struct ValuePlacement {
   ActivationSpec format;
   ActivationScale scale;
   std::vector<float> values;   // [channels] as they are
@@ -48,7 +48,7 @@ struct Placement {
   double mean_squared_error = 0;
   double relative_error = 0;  // ||rounded - values|| / ||values||; 0 when all values are 0
 };
-Placement PlaceValues(const ActivationSpec& format, absl::Span<const float> values);
+ValuePlacement PlaceValues(const ActivationSpec& format, absl::Span<const float> values);
 
 // The values that go into one group of linears, over all tokens.
 struct ActivationProfile {
@@ -64,7 +64,7 @@ struct ActivationProfile {
   std::vector<int64_t> histogram;             // bins of equal width from min to max
   std::vector<double> token_range_quantiles;  // at the same probabilities
   std::vector<OutlierChannel> outliers;
-  std::vector<Placement> placements;
+  std::vector<ValuePlacement> placements;
 };
 
 struct ProfileProgress {

@@ -131,7 +131,7 @@ void Fill(const std::vector<double>& probabilities, const std::vector<double>& v
   }
 }
 
-void Fill(const Placement& placement, v1::Placement* message) {
+void Fill(const ValuePlacement& placement, v1::Placement* message) {
   Fill(placement.format, message->mutable_format());
   message->set_scale(placement.scale.scale);
   message->set_zero_point(placement.scale.zero);
@@ -165,7 +165,8 @@ void Fill(const ActivationProfile& profile, const std::vector<double>& probabili
     channel->set_max_magnitude(outlier.max_magnitude);
     channel->set_ratio(outlier.ratio);
   }
-  for (const Placement& placement : profile.placements) Fill(placement, message->add_placements());
+  for (const ValuePlacement& placement : profile.placements)
+    Fill(placement, message->add_placements());
 }
 
 class Profiling : public StreamWriter<v1::ProfileActivationsResponse> {

@@ -1,98 +1,123 @@
-#include <cuda_fp8.h>
-
-#include <cstdint>
-
-#include "absl/strings/str_cat.h"
+#include "quant/base/status_macros.h"
 #include "quant/kernels/cuda/activations.h"
+#include "quant/kernels/cuda/overlap.cuh"
+#include "quant/kernels/cuda/row.cuh"
 
 namespace nibble {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / 32;
-constexpr float kE4M3Max = 448.f;
+__device__ float Silu(float x) { return __fdividef(x, 1.f + __expf(-x)); }
 
-// Eight bf16 in one 16-byte load.
-struct Octet {
-  uint4 raw;
-  __device__ float2 pair(int i) const {
-    return __bfloat1622float2(reinterpret_cast<const __nv_bfloat162*>(&raw)[i]);
-  }
-};
+// What a linear's input is made of: the row as it is, its positive part, or silu(gate) * up of a
+// row that holds `octets` of gate and then as many of up.
+enum class Source { kPlain, kRelu, kSiluMul };
 
-// The largest magnitude of the row's share of every thread, with infinity standing for a row that
-// holds a NaN or an infinity.
-__device__ float BlockMax(float mine) {
-  __shared__ float warp_max[kWarps];
-  for (int step = 16; step > 0; step /= 2) {
-    mine = fmaxf(mine, __shfl_xor_sync(0xffffffffu, mine, step));
+template <Source kSource>
+__device__ Octet Load(const uint4* rows, int octets, int i) {
+  const int64_t first = int64_t{blockIdx.x} * octets * (kSource == Source::kSiluMul ? 2 : 1);
+  Octet x = Unpack(rows[first + i]);
+  if constexpr (kSource == Source::kRelu) {
+#pragma unroll
+    for (float& value : x.x) value = value < 0 ? 0.f : value;  // a NaN stays one
   }
-  if (threadIdx.x % 32 == 0) warp_max[threadIdx.x / 32] = mine;
-  __syncthreads();
-  float all = warp_max[0];
-  for (int warp = 1; warp < kWarps; ++warp) all = fmaxf(all, warp_max[warp]);
-  return all;
+  if constexpr (kSource == Source::kSiluMul) {
+    const Octet up = Unpack(rows[first + octets + i]);
+#pragma unroll
+    for (int e = 0; e < kOctet; ++e) x.x[e] = Silu(x.x[e]) * up.x[e];
+  }
+  return x;
 }
 
-__device__ float Magnitude(float x) { return isnan(x) ? INFINITY : fabsf(x); }
-
-__device__ uint8_t Encode(float x) { return __nv_cvt_float_to_fp8(x, __NV_SATFINITE, __NV_E4M3); }
-
-// One block a row, which stays in the first-level cache between its two passes.
-__global__ void __launch_bounds__(kThreads)
-    QuantizeRow(const uint4* __restrict__ x, int octets, uint2* __restrict__ codes,
-                float* __restrict__ scales) {
-  const uint4* row = x + int64_t{blockIdx.x} * octets;
-  float mine = 0;
-  for (int i = threadIdx.x; i < octets; i += kThreads) {
-    const Octet octet{row[i]};
-    for (int p = 0; p < 4; ++p) {
-      const float2 pair = octet.pair(p);
-      mine = fmaxf(mine, fmaxf(Magnitude(pair.x), Magnitude(pair.y)));
-    }
+// One block a row, whose values stay in registers between the maximum and the codes.
+template <Source kSource, int kOctets>
+__global__ void __launch_bounds__(kMaxRowThreads)
+    QuantizeKernel(const uint4* rows, int octets, uint2* codes, float* scales) {
+  LetNextKernelStart();
+  WaitForEarlierKernels();
+  Octet x[kOctets];
+  SumAndMax all;
+#pragma unroll
+  for (int o = 0; o < kOctets; ++o) {
+    const int i = threadIdx.x + o * blockDim.x;
+    x[o] = i < octets ? Load<kSource>(rows, octets, i) : Octet{};
+    all.max = fmaxf(all.max, LargestMagnitude(x[o]));
   }
-  const float amax = BlockMax(mine);
-  const bool usable = amax > 0 && isfinite(amax);
-  const float factor = usable ? kE4M3Max / amax : 0.f;
-  if (threadIdx.x == 0) scales[blockIdx.x] = isfinite(amax) ? amax / kE4M3Max : NAN;
-  for (int i = threadIdx.x; i < octets; i += kThreads) {
-    const Octet octet{row[i]};
-    uint2 packed{};
-    uint8_t* out = reinterpret_cast<uint8_t*>(&packed);
-    for (int p = 0; p < 4 && usable; ++p) {
-      const float2 pair = octet.pair(p);
-      out[2 * p] = Encode(pair.x * factor);
-      out[2 * p + 1] = Encode(pair.y * factor);
-    }
-    codes[int64_t{blockIdx.x} * octets + i] = packed;
+  const E4M3Row row(BlockReduce(all).max);
+  if (threadIdx.x == 0) scales[blockIdx.x] = row.scale;
+#pragma unroll
+  for (int o = 0; o < kOctets; ++o) {
+    const int i = threadIdx.x + o * blockDim.x;
+    if (i < octets) codes[int64_t{blockIdx.x} * octets + i] = row.Codes(x[o]);
   }
 }
 
-bool Aligned(const void* pointer, uintptr_t bytes) {
-  return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
+template <Source kSource>
+__global__ void __launch_bounds__(kMaxRowThreads)
+    ActivateKernel(const uint4* rows, int octets, uint4* out) {
+  LetNextKernelStart();
+  WaitForEarlierKernels();
+  for (int i = threadIdx.x; i < octets; i += blockDim.x) {
+    out[int64_t{blockIdx.x} * octets + i] = Pack(Load<kSource>(rows, octets, i));
+  }
+}
+
+template <Source kSource>
+absl::Status Quantize(std::string_view name, const __nv_bfloat16* x, int64_t tokens, int64_t width,
+                      uint8_t* codes, float* scales, cudaStream_t stream) {
+  NIBBLE_RETURN_IF_ERROR(CheckRows("activations", tokens, width));
+  NIBBLE_RETURN_IF_ERROR(CheckPointer("x", x, 16));
+  NIBBLE_RETURN_IF_ERROR(CheckPointer("codes", codes, 8));
+  NIBBLE_RETURN_IF_ERROR(CheckPointer("scales", scales, 4));
+  if (tokens == 0) return absl::OkStatus();
+  const RowShape shape = ShapeOfRow(width);
+  return ForOctetsPerThread(shape, [&](auto octets) {
+    return LaunchOverlapped(name, QuantizeKernel<kSource, octets.value>,
+                            static_cast<unsigned>(tokens), shape.threads, 0, stream,
+                            reinterpret_cast<const uint4*>(x), shape.octets,
+                            reinterpret_cast<uint2*>(codes), scales);
+  });
+}
+
+template <Source kSource>
+absl::Status Activate(std::string_view name, const __nv_bfloat16* x, int64_t tokens, int64_t width,
+                      __nv_bfloat16* out, cudaStream_t stream) {
+  NIBBLE_RETURN_IF_ERROR(CheckRows("activations", tokens, width));
+  NIBBLE_RETURN_IF_ERROR(CheckPointer("x", x, 16));
+  NIBBLE_RETURN_IF_ERROR(CheckPointer("out", out, 16));
+  if (tokens == 0) return absl::OkStatus();
+  const RowShape shape = ShapeOfRow(width);
+  return LaunchOverlapped(name, ActivateKernel<kSource>, static_cast<unsigned>(tokens),
+                          shape.threads, 0, stream, reinterpret_cast<const uint4*>(x), shape.octets,
+                          reinterpret_cast<uint4*>(out));
 }
 
 }  // namespace
 
 absl::Status QuantizeActivationsE4M3(const __nv_bfloat16* x, int64_t tokens, int64_t width,
                                      uint8_t* codes, float* scales, cudaStream_t stream) {
-  if (width <= 0 || width % 8 != 0 || width > INT32_MAX || tokens < 0 || tokens > INT32_MAX) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("activations: found ", tokens, " rows of ", width,
-                     ", expected rows whose width is a positive multiple of 8"));
-  }
-  if (!Aligned(x, 16) || !Aligned(codes, 8)) {
-    return absl::InvalidArgumentError(
-        "activations: found pointers off their alignment, expected 16 bytes for x, 8 for codes");
-  }
-  if (tokens == 0) return absl::OkStatus();
-  QuantizeRow<<<static_cast<unsigned>(tokens), kThreads, 0, stream>>>(
-      reinterpret_cast<const uint4*>(x), static_cast<int>(width / 8),
-      reinterpret_cast<uint2*>(codes), scales);
-  const cudaError_t error = cudaGetLastError();
-  if (error == cudaSuccess) return absl::OkStatus();
-  return absl::InternalError(
-      absl::StrCat("QuantizeActivationsE4M3 can't be launched: ", cudaGetErrorString(error)));
+  return Quantize<Source::kPlain>("QuantizeActivationsE4M3", x, tokens, width, codes, scales,
+                                  stream);
+}
+
+absl::Status ReluQuantize(const __nv_bfloat16* x, int64_t tokens, int64_t width, uint8_t* codes,
+                          float* scales, cudaStream_t stream) {
+  return Quantize<Source::kRelu>("ReluQuantize", x, tokens, width, codes, scales, stream);
+}
+
+absl::Status SiluMulQuantize(const __nv_bfloat16* gate_up, int64_t tokens, int64_t width,
+                             uint8_t* codes, float* scales, cudaStream_t stream) {
+  return Quantize<Source::kSiluMul>("SiluMulQuantize", gate_up, tokens, width, codes, scales,
+                                    stream);
+}
+
+absl::Status Relu(const __nv_bfloat16* x, int64_t tokens, int64_t width, __nv_bfloat16* out,
+                  cudaStream_t stream) {
+  return Activate<Source::kRelu>("Relu", x, tokens, width, out, stream);
+}
+
+absl::Status SiluMul(const __nv_bfloat16* gate_up, int64_t tokens, int64_t width,
+                     __nv_bfloat16* out, cudaStream_t stream) {
+  return Activate<Source::kSiluMul>("SiluMul", gate_up, tokens, width, out, stream);
 }
 
 }  // namespace nibble

@@ -155,7 +155,7 @@ TEST_F(ProfileTest, PlacementsAreOfTheChosenToken) {
   for (const ActivationProfile& profile : Run()) {
     const at::Tensor x = inputs[static_cast<size_t>(profile.layer)].at(profile.input)[kToken];
     ASSERT_EQ(profile.placements.size(), 2u);
-    for (const Placement& placement : profile.placements) {
+    for (const ValuePlacement& placement : profile.placements) {
       ASSERT_EQ(placement.values.size(), static_cast<size_t>(profile.channels));
       for (int64_t i = 0; i < profile.channels; ++i) {
         EXPECT_EQ(placement.values[static_cast<size_t>(i)], x[i].item<float>());
@@ -210,7 +210,7 @@ TEST_F(ProfileTest, WhatCannotBeIsRefusedByField) {
 TEST(PlaceValuesTest, HandComputedSteps) {
   // INT8 asymmetric over -1 .. 4.1: S = 5.1 / 255 = 0.02, the code of 0 is 50.
   const std::vector<float> values = {-1, 0, 0.031f, 4.1f};
-  const Placement integer = PlaceValues({Format::kInt8, true}, values);
+  const ValuePlacement integer = PlaceValues({Format::kInt8, true}, values);
   EXPECT_FLOAT_EQ(integer.scale.scale, 0.02f);
   EXPECT_EQ(integer.scale.zero, 50);
   EXPECT_THAT(integer.rounded, ElementsAre(::testing::FloatEq(-1), 0, ::testing::FloatEq(0.04f),
@@ -220,7 +220,7 @@ TEST(PlaceValuesTest, HandComputedSteps) {
   EXPECT_NEAR(integer.relative_error, 0.009 / std::sqrt(1 + 0.031 * 0.031 + 4.1 * 4.1), 1e-6);
 
   // E4M3 with S = 1: between 256 and 288 steps are 32, so 270 is 256.
-  const Placement real = PlaceValues({Format::kE4M3}, std::vector<float>{448, 270, -1.0625f});
+  const ValuePlacement real = PlaceValues({Format::kE4M3}, std::vector<float>{448, 270, -1.0625f});
   EXPECT_EQ(real.scale.scale, 1);
   EXPECT_EQ(real.scale.zero, 0);
   EXPECT_THAT(real.rounded, ElementsAre(448, 256, -1));  // a tie goes to even
@@ -230,7 +230,7 @@ TEST(PlaceValuesTest, HandComputedSteps) {
 TEST(PlaceValuesTest, ZerosHaveNoError) {
   for (const ActivationSpec& format :
        {ActivationSpec{Format::kInt8, true}, ActivationSpec{Format::kE5M2}}) {
-    const Placement placement = PlaceValues(format, std::vector<float>{0, 0});
+    const ValuePlacement placement = PlaceValues(format, std::vector<float>{0, 0});
     EXPECT_THAT(placement.rounded, ElementsAre(0, 0));
     EXPECT_EQ(placement.relative_error, 0);
   }
