@@ -10,7 +10,7 @@ matplotlib.use("agg")
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.ticker import MaxNLocator  # noqa: E402
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter  # noqa: E402
 
 # Okabe and Ito's, without the yellow that white swallows; each line has a marker of its own too.
 COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7")
@@ -38,6 +38,13 @@ def png(made: Figure) -> bytes:
     return data.getvalue()
 
 
+def short_number(value: float, _position: object = None) -> str:
+    """3 digits at most: 0.02, 15, 1.2k."""
+    if abs(value) >= 1000:
+        return f"{value / 1000:.3g}k"
+    return f"{value:.3g}"
+
+
 def layer_axis(axes: Axes, layers: Sequence[int]) -> None:
     """x is the decoder layer; ticks are whole and don't crowd."""
     axes.set_xlabel("decoder layer")
@@ -53,8 +60,13 @@ def line(axes: Axes, x: Sequence[float], y: Sequence[float], style: int, label: 
 
 def log_if_wide(axes: Axes, values: Sequence[float]) -> None:
     """A logarithmic y axis for positive values of different sizes."""
-    if len(values) > 0 and min(values) > 0 and max(values) / min(values) > 5:
-        axes.set_yscale("log")
+    if len(values) == 0 or min(values) <= 0 or max(values) / min(values) < 5:
+        return
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(
+        LogLocator(subs=(1, 2, 5) if max(values) / min(values) < 100 else (1,)))
+    axes.yaxis.set_major_formatter(FuncFormatter(short_number))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def shared_legend(made: Figure, axes: Axes, columns: int) -> None:

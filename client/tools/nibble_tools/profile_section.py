@@ -8,7 +8,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, SymmetricalLogLocator
 
 from nibble.v1 import evaluation_pb2
 from nibble_tools.figures import (COLOURS, figure, layer_axis, line, log_if_wide, png,
-                                  shared_legend)
+                                  shared_legend, short_number)
 from nibble_tools.page import folded, heading, note, picture, table
 
 Profile = evaluation_pb2.ActivationProfile
@@ -58,13 +58,6 @@ def spread(items: list, count: int) -> list:
     if len(items) <= count:
         return items
     return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
-
-
-def short_number(value: float, _position: object = None) -> str:
-    """3 digits at most: 0.02, 15, 1.2k."""
-    if abs(value) >= 1000:
-        return f"{value / 1000:.3g}k"
-    return f"{value:.3g}"
 
 
 def histogram_figure(by_site: dict[int, list[Profile]]) -> bytes:
@@ -145,8 +138,8 @@ def median(quantiles: object) -> float:
 
 
 def symmetric_log(axes: object, name: str, usual: float) -> None:
-    """Linear around 0, within a power of ten below what is usual; logarithmic outside."""
-    threshold = 10.0 ** math.floor(math.log10(usual)) if usual > 0 else 1.0
+    """Linear around 0, as far as values are usual, to a power of ten; logarithmic outside."""
+    threshold = 10.0 ** round(math.log10(usual)) if usual > 0 else 1.0
     getattr(axes, f"set_{name}scale")("symlog", linthresh=threshold, linscale=1)
     axis = getattr(axes, f"{name}axis")
     axis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=threshold))
@@ -168,8 +161,9 @@ def shape_figure(by_site: dict[int, list[Profile]]) -> bytes:
         log_if_wide(axis, values)
         axis.set_ylabel(label)
         if axis.get_yscale() == "linear":
+            axis.set_ylim(0, 1.1 * max(*values, 1))
             axis.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-        axis.yaxis.set_major_formatter(FuncFormatter(short_number))
+            axis.yaxis.set_major_formatter(FuncFormatter(short_number))
         layer_axis(axis, layers)
         axis.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
     shared_legend(made, axes[0, 0], 4)

@@ -38,7 +38,8 @@ def kinds(layers: Layers) -> list[str]:
 
 
 def error_figure(layers: Layers) -> bytes:
-    calibrated = any(linear.HasField("output_error") for layer in layers for linear in layer.linears)
+    calibrated = any(linear.HasField("output_error")
+                     for layer in layers for linear in layer.linears)
     fields = [("output_error", "relative output error")] if calibrated else []
     fields.append(("weight_error", "relative weight error"))
     made, axes = figure(len(fields), 1, 3.2 * len(fields) + 0.4)
@@ -93,8 +94,8 @@ def warnings(layers: Layers) -> str:
     if not odd:
         return note("No group's scale met the clamp, and no damping was raised.")
     return folded(
-        f"{sum(each.clamped_groups for each in odd):,} groups met the clamp of their scale, damping "
-        f"was raised {sum(each.damping_escalations for each in odd)} times",
+        f"{sum(each.clamped_groups for each in odd):,} groups met the clamp of their scale, "
+        f"damping was raised {sum(each.damping_escalations for each in odd)} times",
         table(("linear", "clamped groups", "damping", "raised"),
               [(each.name, f"{each.clamped_groups:,}", f"{each.damping:g}",
                 str(each.damping_escalations)) for each in odd]))

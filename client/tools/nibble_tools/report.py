@@ -24,7 +24,7 @@ def parser() -> arguments.Parser:
         "Draws the report of a job or a model: spec, sizes, errors of every layer and linear, time "
         "and memory; with a profile also what goes into the linears.",
         "  nibble report job-f7339393159987dc --html report.html\n"
-        "  nibble report smollm2-w4a8 --html report.html --profile c4.jsonl --windows 4 --token 100\n"
+        "  nibble report smollm2-w4a8 --html report.html --profile c4.jsonl --windows 4\n"
         "  nibble evaluate profile --model smollm2 --corpus c4.jsonl --json > profile.jsonl\n"
         "  nibble report smollm2 --html report.html --profile-json profile.jsonl")
     made.add_argument("subject", metavar="JOB|MODEL", help="a job's id, or a model's name")
@@ -56,7 +56,8 @@ def find_subject(client: Client, name: str) -> Subject:
     except NibbleError as error:
         if error.code not in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT):
             raise
-        raise Failure(f"JOB|MODEL: found {name!r}, expected a job or a model of the server") from error
+        raise Failure(f"JOB|MODEL: found {name!r}, expected a job or a model of the "
+                      "server") from error
 
 
 def run_profile(client: Client, model: str,

@@ -43,8 +43,8 @@ def parser() -> arguments.Parser:
         "  [[scheme]]\n  name = \"FP4 M2 LoRC\"\n  weights = \"e2m1\"\n  lorc_rank = 8",
         "  nibble sweep opt-1.3b --preset paper-table-1 --corpus wiki.txt --corpus ptb.txt \\\n"
         "    --corpus c4.txt --calibration c4-train.jsonl --output opt-1.3b-table-1\n"
-        "  nibble sweep smollm2 --schemes mine.toml --corpus wiki.txt --calibration c4.jsonl:1:700 \\\n"
-        "    --calibration-windows 32 --calibration-window 512 --compute f32")
+        "  nibble sweep smollm2 --schemes mine.toml --corpus wiki.txt \\\n"
+        "    --calibration c4.jsonl:1:700 --calibration-windows 32 --calibration-window 512 --compute f32")
     made.add_argument("model", metavar="MODEL", help="a model of the server")
     made.add_argument("--server", default="127.0.0.1:8500", help="host:port of nibbled")
     which = made.add_mutually_exclusive_group(required=True)

@@ -134,7 +134,8 @@ class Runner:
 
     def _scheme_key(self, scheme: Scheme) -> str:
         shared = {name: value for name, value in self._plan.shared.items() if name != "corpus"}
-        text = self._text_key(self._plan.shared["corpus"]) if "corpus" in self._plan.shared else None
+        corpus = self._plan.shared.get("corpus")
+        text = None if corpus is None else self._text_key(corpus)
         return key_of(self._plan.model, self._version.version,
                       self._version.created_at.ToJsonString(), scheme.fields,
                       scheme.fields and [shared, text])
@@ -227,4 +228,5 @@ class Runner:
         self._changed(self.rows)
 
     def _show(self, index: int, text: str) -> None:
-        self._progress.show(f"[{index + 1}/{len(self.rows)}] {self.rows[index].scheme.name}  {text}")
+        name = self.rows[index].scheme.name
+        self._progress.show(f"[{index + 1}/{len(self.rows)}] {name}  {text}")

@@ -26,8 +26,8 @@ def layer_reports(layers):
     for layer in range(layers):
         report = quantization_pb2.LayerReport(layer=layer, seconds=2, peak_host_bytes=3 << 30)
         for name in ("self_attn.q_proj", "mlp.down_proj"):
-            report.linears.add(name=f"model.layers.{layer}.{name}", output_error=0.001 * (layer + 1),
-                               weight_error=0.125, clamped_groups=7 * (layer == 1), damping=0.01)
+            report.linears.add(name=f"model.layers.{layer}.{name}",
+                               output_error=0.001 * (layer + 1), weight_error=0.125, clamped_groups=7 * (layer == 1), damping=0.01)
         reports.append(report)
     return reports
 
@@ -144,7 +144,8 @@ class ReportTest(ToolCase):
         self.answer_profile(2)
         page = self.report("job-1", "--profile", "wiki.txt", "--windows", 2, "--token", 9)
         self.assertEqual(len(self.pictures(page)), 7)
-        for text in ("50 tokens", "into q, k, v", "31.5", "<td>7</td><td>2 of 2</td>", "INT8 error"):
+        for text in ("50 tokens", "into q, k, v", "31.5", "<td>7</td><td>2 of 2</td>",
+                     "INT8 error"):
             self.assertIn(text, page)
         request = self.server.requests[1]
         self.assertEqual((request.model, request.corpus.name, request.windows,

@@ -205,7 +205,7 @@ class SweepTest(ToolCase):
                                                      ("c4.jsonl", 9, 64, 2)] * 4)
 
     def test_it_goes_on_wherever_the_server_broke(self):
-        """Each RPC fails once, before or after it has done its work; then the command is repeated."""
+        """Each RPC fails once, before or after its work; then the command is repeated."""
         (self.folder / "s.toml").write_text(SCHEMES[:SCHEMES.rindex("[[scheme]]")])
         self.run_tool("sweep", *self.words())
         expected, calls = self.tables(), self.world.calls
@@ -274,7 +274,7 @@ class SweepTest(ToolCase):
 
     def test_mistakes_are_told_before_anything_runs(self):
         for words, sentence in (
-                (("--corpus", "none.txt"), "corpus: found 'none.txt', expected one of the server's"),
+                (("--corpus", "none.txt"), "corpus: found 'none.txt', expected one of"),
                 (("--corpus", "a:b"), "found 'a:b', expected NAME or NAME:A:B"),
                 (("--windows", "0"), "found '0', expected a whole number from 1")):
             self.assertIn(sentence, self.refused("sweep", *self.words(*words)))

@@ -1,4 +1,4 @@
-"""nibble sweep and nibble report against nibbled, as commands. NIBBLED and NIBBLE are their paths."""
+"""nibble sweep, report and corpora prepare, as commands. NIBBLED and NIBBLE are paths."""
 
 import csv
 import os
@@ -92,8 +92,8 @@ class ToolsTest(unittest.TestCase):
         # The model's own rows are what an evaluation says, and what was made is gone.
         row = self.rows("cut")[0]
         for corpus in ("text.txt", "other.txt"):
-            result = self.client.evaluate_perplexity("tiny", corpus, window=64, compute="f32").result
-            self.assertEqual(float(row[f"perplexity {corpus}"]), result.perplexity)
+            evaluation = self.client.evaluate_perplexity("tiny", corpus, window=64, compute="f32")
+            self.assertEqual(float(row[f"perplexity {corpus}"]), evaluation.result.perplexity)
         self.assertEqual([model.name for model in self.client.models()], ["tiny"])
         self.assertEqual(list(self.client.jobs()), [])
 
