@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from nibble_tools.figures import COLOURS, MARKERS, figure, png
-from nibble_tools.page import page, picture, table, write_file
+from nibble_tools.page import note, page, picture, table, write_file
 from nibble_tools.subject import human_bytes
 from nibble_tools.sweep_runner import Row
 
@@ -14,13 +14,14 @@ from nibble_tools.sweep_runner import Row
 def write_tables(prefix: Path, title: str, rows: list[Row], corpora: list[str]) -> None:
     """PREFIX.md and PREFIX.csv."""
     table_file = f"# {title}\n\n{markdown(*text_table(rows, corpora))}"
+    table_file += "".join(f"\n{failure}\n" for failure in failures(rows))
     write_file(prefix.with_name(prefix.name + ".md"), table_file)
     write_file(prefix.with_name(prefix.name + ".csv"), csv_table(rows, corpora))
 
 
 def write_page(prefix: Path, title: str, rows: list[Row], corpora: list[str]) -> None:
     """PREFIX.html, with a picture."""
-    body = table(*text_table(rows, corpora))
+    body = table(*text_table(rows, corpora)) + "".join(map(note, failures(rows)))
     if any(row.cells for row in rows):
         body += picture(perplexity_figure(rows, corpora), "perplexity of every scheme")
     write_file(prefix.with_name(prefix.name + ".html"), page(title, body))
@@ -35,14 +36,17 @@ def text_table(rows: list[Row], corpora: list[str]) -> tuple[list[str], list[lis
         sizes = (["-", "-"] if row.quantized is None else
                  [f"{row.quantized.linear_bits_per_weight:.3f}", human_bytes(row.quantized.bytes)])
         found = [row.cells[each].perplexity for each in corpora if each in row.cells]
-        perplexities = [f"{row.cells[each].perplexity:.3f}" if each in row.cells else "-"
+        unknown = "failed" if row.failure else "-"
+        perplexities = [f"{row.cells[each].perplexity:.3f}" if each in row.cells else unknown
                         for each in corpora]
-        if row.failure:
-            perplexities = ["failed"] * len(corpora)
         whole = len(found) == len(corpora)
         mean = [f"{sum(found) / len(found):.3f}" if whole else "-"] if several else []
         cells.append([row.scheme.name, *sizes, *perplexities, *mean])
     return head, cells
+
+
+def failures(rows: list[Row]) -> list[str]:
+    return [f"{row.scheme.name} failed: {row.failure}" for row in rows if row.failure]
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:
