@@ -98,6 +98,8 @@ int RunCli(const std::vector<std::string>& arguments, Terminal terminal) {
   AddGenerate(app, context);
   AddEvaluate(app, context);
   AddImport(app, context);
+  AddTool(app, context, "report", "Draws a job's or model's report as one HTML file");
+  AddTool(app, context, "sweep", "Quantizes a model by many schemes and evaluates each: a table");
   if (const absl::Status status = CheckUtf8(arguments); !status.ok()) return Fail(context, status);
   try {
     // CLI11 takes them last first.

@@ -29,6 +29,9 @@ void AddGenerate(CLI::App& app, Context& context);
 void AddEvaluate(CLI::App& app, Context& context);
 void AddProfile(CLI::App& evaluate, Context& context);
 void AddImport(CLI::App& app, Context& context);
+// A command that is the Python program of its name.
+void AddTool(CLI::App& parent, Context& context, const std::string& name,
+             const std::string& description);
 
 // A subcommand with its --help text; `examples` is one command a line.
 CLI::App* AddCommand(CLI::App& parent, const std::string& name, const std::string& description,

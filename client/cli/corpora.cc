@@ -93,6 +93,7 @@ void AddCorpora(CLI::App& app, Context& context) {
   });
   AddPush(*corpora, context);
   AddDelete(*corpora, context);
+  AddTool(*corpora, context, "prepare", "Makes evaluation texts from a user's own copies");
 }
 
 }  // namespace nibble

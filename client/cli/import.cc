@@ -13,6 +13,7 @@
 #include "client/cli/commands.h"
 #include "client/cli/output.h"
 #include "client/cli/progress.h"
+#include "client/cli/python.h"
 #include "client/cpp/transfer.h"
 #include "quant/base/status_macros.h"
 #include "quant/base/strings.h"
@@ -41,20 +42,6 @@ absl::Status CheckName(const std::string& name) {
       "', expected 1 to 128 letters, digits, '.', '_' and '-', not starting with '.' or '-'"));
 }
 
-std::string Python() {
-  if (const char* chosen = std::getenv("NIBBLE_PYTHON")) return chosen;
-  const char* prefix = std::getenv("NIBBLE_PREFIX");
-  return StrCat(prefix ? prefix : "/opt/nibble", "/client-venv/bin/python");
-}
-
-// The folder of the Python package: beside an installed binary, else in the source tree.
-std::string ImporterFolder() {
-  std::error_code error;
-  const fs::path binary = fs::read_symlink("/proc/self/exe", error);
-  const fs::path installed = binary.parent_path().parent_path() / "share/nibble/importer";
-  return fs::is_directory(installed, error) ? installed.string() : NIBBLE_IMPORTER_FOLDER;
-}
-
 absl::Status RunProgram(std::vector<std::string> arguments) {
   std::vector<char*> argv;
   argv.reserve(arguments.size() + 1);
@@ -62,9 +49,7 @@ absl::Status RunProgram(std::vector<std::string> arguments) {
   argv.push_back(nullptr);
   pid_t pid = 0;
   if (const int error = posix_spawn(&pid, argv[0], nullptr, nullptr, argv.data(), environ)) {
-    return absl::NotFoundError(StrCat(arguments[0], ": ", std::strerror(error),
-                                      ", expected the Python made by docker/install-deps "
-                                      "(or set NIBBLE_PYTHON)"));
+    return PythonNotStarted(arguments[0], error);
   }
   int status = 0;
   while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
@@ -75,9 +60,9 @@ absl::Status RunProgram(std::vector<std::string> arguments) {
 
 // Runs the tool, which writes the new folder `out`.
 absl::Status Convert(const Import& import, const fs::path& out) {
-  setenv("PYTHONPATH", ImporterFolder().c_str(), 1);
-  setenv("PYTHONDONTWRITEBYTECODE", "1", 1);
-  return RunProgram({Python(), "-m", "nibble_import", import.kind, import.source, out.string()});
+  SetPythonPath({PythonFolder("importer")});
+  return RunProgram(
+      {PythonProgram(), "-m", "nibble_import", import.kind, import.source, out.string()});
 }
 
 // Into a data root of this machine.

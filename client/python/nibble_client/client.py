@@ -72,13 +72,16 @@ class Client:
 
         Repeating a call with the same `request_id` returns the same job.
         """
-        if (spec is None) != bool(fields):
-            raise TypeError("submit: expected either a JobSpec or fields of one")
-        if spec is None:
-            fields["corpus"] = corpus_ref(fields.get("corpus"))
-            spec = fill(quantization_pb2.JobSpec, fields)
-        request = quantization_pb2.SubmitJobRequest(spec=spec, request_id=request_id)
+        request = quantization_pb2.SubmitJobRequest(spec=_job_spec("submit", spec, fields),
+                                                    request_id=request_id)
         return _unary(self.quantization.SubmitJob, request, timeout)
+
+    def estimate(self, spec: quantization_pb2.JobSpec | None = None, *,
+                 timeout: float | None = None,
+                 **fields: Unpack[JobFields]) -> quantization_pb2.JobEstimate:
+        """What a job would need, without queueing it; given as for `submit`."""
+        request = quantization_pb2.EstimateJobRequest(spec=_job_spec("estimate", spec, fields))
+        return _unary(self.quantization.EstimateJob, request, timeout)
 
     def job(self, job_id: str, *, include_layers: bool = False,
             timeout: float | None = None) -> quantization_pb2.Job:
@@ -186,6 +189,18 @@ class Client:
         _unary(self.models_service.DeleteModel,
                model_pb2.DeleteModelRequest(name=name, version=version or 0), timeout)
 
+    # Corpora
+
+    def corpora(self, *, timeout: float | None = None) -> Iterator[model_pb2.Corpus]:
+        """All corpora, by name. `timeout` is for each page."""
+        for page in _pages(self.models_service.ListCorpora, model_pb2.ListCorporaRequest(),
+                           timeout):
+            yield from page.corpora
+
+    def delete_corpus(self, name: str, *, timeout: float | None = None) -> None:
+        """Removes a corpus."""
+        _unary(self.models_service.DeleteCorpus, model_pb2.DeleteCorpusRequest(name=name), timeout)
+
     # Text
 
     def generate(self, model: str, prompt: str | None = None, *, messages: Messages | None = None,
@@ -260,6 +275,16 @@ def _unary(method: Callable[..., Any], request: Any, timeout: float | None) -> A
         return method(request, timeout=timeout)
     except grpc.RpcError as error:
         raise from_rpc(error) from error
+
+
+def _job_spec(method: str, spec: quantization_pb2.JobSpec | None,
+              fields: JobFields) -> quantization_pb2.JobSpec:
+    if (spec is None) != bool(fields):
+        raise TypeError(f"{method}: expected either a JobSpec or fields of one")
+    if spec is not None:
+        return spec
+    fields["corpus"] = corpus_ref(fields.get("corpus"))
+    return fill(quantization_pb2.JobSpec, fields)
 
 
 def _pages(method: Callable[..., Any], request: Any, timeout: float | None) -> Iterator[Any]:

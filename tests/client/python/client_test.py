@@ -113,6 +113,21 @@ class JobTest(ClientTest):
             exclude=["*.down_proj"], labels={"team": "a"}))
         self.assertFalse(job.spec.HasField("windows"))
 
+    def test_estimate_takes_the_same(self):
+        self.answer("EstimateJob", lambda request, context: quantization_pb2.JobEstimate(
+            fits=True, linear_bits_per_weight=4.25))
+        self.assertEqual(self.client.estimate(model="tiny", output="o", weights="e2m1",
+                                              corpus="c.txt").linear_bits_per_weight, 4.25)
+        spec = quantization_pb2.JobSpec(model="tiny")
+        self.client.estimate(spec)
+        self.assertEqual(self.server.requests, [
+            quantization_pb2.EstimateJobRequest(spec=quantization_pb2.JobSpec(
+                model="tiny", output="o", weights=common_pb2.FORMAT_E2M1,
+                corpus=common_pb2.CorpusRef(name="c.txt"))),
+            quantization_pb2.EstimateJobRequest(spec=spec)])
+        with self.assertRaises(TypeError):
+            self.client.estimate()
+
     def test_submit_takes_a_spec(self):
         spec = quantization_pb2.JobSpec(model="tiny", output="tiny-q", group_size=-1)
         self.assertEqual(self.client.submit(spec).spec, spec)
@@ -295,6 +310,19 @@ class ModelTest(ClientTest):
                 compute=common_pb2.COMPUTE_F32, max_context_tokens=128)),
             model_pb2.UnloadModelRequest(name="m", force=True),
             model_pb2.DeleteModelRequest(name="m", version=3)])
+
+
+class CorpusTest(ClientTest):
+    def test_corpora_goes_through_all_pages(self):
+        self.answer("ListCorpora", lambda request, context: model_pb2.ListCorporaResponse(
+            corpora=[model_pb2.Corpus(name=request.page.token or "a.txt", bytes=3)],
+            next_page_token="" if request.page.token else "b.txt"))
+        self.assertEqual([corpus.name for corpus in self.client.corpora()], ["a.txt", "b.txt"])
+
+    def test_delete(self):
+        self.answer("DeleteCorpus", lambda request, context: model_pb2.DeleteCorpusResponse())
+        self.client.delete_corpus("a.txt")
+        self.assertEqual(self.server.requests, [model_pb2.DeleteCorpusRequest(name="a.txt")])
 
 
 class GenerateTest(ClientTest):
