@@ -5,6 +5,7 @@
 #   nibble_add_executable(NAME [TORCH] SRCS ... DEPS ...)
 #
 # TORCH: its sources include LibTorch; they share one precompiled ATen header.
+# Tests run beside other work: their OpenMP threads wait for each other without spinning.
 include_guard()
 
 add_library(nibble_options INTERFACE)
@@ -57,5 +58,6 @@ function(nibble_add_test name)
   target_compile_definitions(${name} PRIVATE
     NIBBLE_FIXTURES="${PROJECT_SOURCE_DIR}/tests/fixtures")
   add_test(NAME ${name} COMMAND ${name})
-  set_tests_properties(${name} PROPERTIES TIMEOUT 300 ENVIRONMENT "${arg_ENV}")
+  set_tests_properties(${name} PROPERTIES TIMEOUT 300
+    ENVIRONMENT "OMP_WAIT_POLICY=PASSIVE;${arg_ENV}")
 endfunction()

@@ -1,147 +1,166 @@
 #include "quant/pipeline/artifact_writer.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
-#include <cerrno>
-#include <cstring>
-#include <map>
 #include <system_error>
 #include <utility>
 
 #include "absl/strings/str_format.h"
+#include "quant/base/files.h"
+#include "quant/base/sha256.h"
 #include "quant/base/status_macros.h"
 #include "quant/base/strings.h"
-#include "quant/model/checkpoint/artifact.h"
 
 namespace nibble {
 namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int64_t kShardBytes = int64_t{1} << 30;
-
-absl::Status FileError(const fs::path& path, std::string_view action, int error) {
-  const std::string message = StrCat(path.string(), ": ", action, ": ", std::strerror(error));
-  return error == ENOSPC ? absl::ResourceExhaustedError(message) : absl::InternalError(message);
-}
-
-absl::Status SyncFolder(const fs::path& folder) {
-  const int descriptor = open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (descriptor < 0) return FileError(folder, "open", errno);
-  const int result = fsync(descriptor);
-  const int error = errno;
-  close(descriptor);
-  return result == 0 ? absl::OkStatus() : FileError(folder, "fsync", error);
-}
-
-absl::Status WriteSynced(const fs::path& path, std::string_view content) {
-  const int descriptor = open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-  if (descriptor < 0) return FileError(path, "open", errno);
-  absl::Status status;
-  while (status.ok() && !content.empty()) {
-    const ssize_t count = write(descriptor, content.data(), content.size());
-    if (count > 0) {
-      content.remove_prefix(static_cast<size_t>(count));
-    } else if (errno != EINTR) {
-      status = FileError(path, "write", errno);
-    }
-  }
-  if (status.ok() && fsync(descriptor) != 0) status = FileError(path, "fsync", errno);
-  close(descriptor);
-  return status;
-}
-
-std::string PartName(size_t shard) { return absl::StrFormat("part-%05d.safetensors", shard); }
-
-std::string ShardName(size_t shard, size_t shards) {
-  return absl::StrFormat("model-%05d-of-%05d.safetensors", shard + 1, shards);
-}
+constexpr std::string_view kStagingPrefix = ".staging-";
+constexpr char kUnfinishedShard[] = "shard.new";
+constexpr char kIndex[] = "model.safetensors.index.json";
+constexpr size_t kLargestCopiedFile = size_t{1} << 30;
 
 }  // namespace
 
-ArtifactWriter::ArtifactWriter(fs::path artifact)
-    : artifact_(std::move(artifact)),
-      staging_(artifact_.parent_path() / StrCat(".staging-", artifact_.filename().string())) {}
-
-ArtifactWriter::ArtifactWriter(ArtifactWriter&& other) noexcept
-    : artifact_(std::move(other.artifact_)), staging_(std::exchange(other.staging_, {})) {}
-
-ArtifactWriter::~ArtifactWriter() {
-  std::error_code error;
-  if (!staging_.empty()) fs::remove_all(staging_, error);
+fs::path StagingFolder(const fs::path& artifact) {
+  return artifact.parent_path() / StrCat(kStagingPrefix, artifact.filename().string());
 }
 
-absl::StatusOr<ArtifactWriter> ArtifactWriter::Open(const fs::path& artifact) {
+fs::path StagedArtifact(const fs::path& folder) {
+  const std::string name = folder.filename().string();
+  if (!name.starts_with(kStagingPrefix)) return {};
+  return folder.parent_path() / name.substr(kStagingPrefix.size());
+}
+
+absl::Status RemoveStaging(const fs::path& artifact) {
+  const fs::path staging = StagingFolder(artifact);
+  std::error_code error;
+  fs::remove_all(staging, error);
+  return error ? FileError(staging, "remove", error.value()) : absl::OkStatus();
+}
+
+ArtifactWriter::ArtifactWriter(fs::path artifact, Json manifest, int64_t shards)
+    : artifact_(std::move(artifact)),
+      staging_(StagingFolder(artifact_)),
+      shards_(shards),
+      record_{std::move(manifest), {}} {}
+
+absl::StatusOr<ArtifactWriter> ArtifactWriter::Open(const fs::path& artifact, Json manifest,
+                                                    int64_t shards) {
   std::error_code error;
   if (fs::exists(artifact, error)) {
     return absl::AlreadyExistsError(
         StrCat("output: found ", artifact.string(), ", expected a name that is free"));
   }
-  ArtifactWriter writer(artifact);
-  fs::remove_all(writer.staging_, error);
-  if (!error) fs::create_directories(writer.staging_, error);
+  ArtifactWriter writer(artifact, std::move(manifest), shards);
+  fs::create_directories(writer.staging_, error);
   if (error) return FileError(writer.staging_, "create", error.value());
+  NIBBLE_RETURN_IF_ERROR(writer.TakeOver());
   return writer;
 }
 
-absl::Status ArtifactWriter::Add(std::vector<NamedTensor> tensors) {
-  for (NamedTensor& tensor : tensors) {
-    pending_bytes_ += static_cast<int64_t>(tensor.bytes.size());
-    pending_.push_back(std::move(tensor));
+absl::Status ArtifactWriter::TakeOver() {
+  absl::StatusOr<std::vector<FinishedLayer>> layers =
+      ReadFinishedLayers(staging_, record_.manifest);
+  if (layers.ok()) {
+    record_.layers = *std::move(layers);
+  } else if (!absl::IsNotFound(layers.status())) {
+    discarded_ = std::string(layers.status().message());
   }
-  return pending_bytes_ >= kShardBytes ? FlushShard() : absl::OkStatus();
+  for (const FinishedLayer& layer : record_.layers) {
+    if (layer.shard.empty()) continue;
+    written_.push_back(layer.shard);
+    sums_[layer.shard] = layer.sha256;
+  }
+  std::error_code error;
+  for (const fs::directory_entry& entry : fs::directory_iterator(staging_, error)) {
+    const std::string name = entry.path().filename().string();
+    if (sums_.contains(name) || (name == kProgressRecord && layers.ok())) continue;
+    fs::remove_all(entry.path(), error);
+    if (error) return FileError(entry.path(), "remove", error.value());
+  }
+  return error ? FileError(staging_, "read", error.value()) : absl::OkStatus();
 }
 
-absl::Status ArtifactWriter::FlushShard() {
-  if (pending_.empty()) return absl::OkStatus();
-  NIBBLE_RETURN_IF_ERROR(WriteSafetensors(staging_ / PartName(shards_.size()), pending_));
-  std::vector<std::string>& names = shards_.emplace_back();
-  for (const NamedTensor& tensor : pending_) names.push_back(tensor.name);
-  tensor_bytes_ += pending_bytes_;
-  pending_bytes_ = 0;
-  pending_.clear();
-  return absl::OkStatus();
+absl::StatusOr<std::unique_ptr<TensorSource>> ArtifactWriter::LayerTensors(
+    const FinishedLayer& layer) const {
+  return TensorSource::OpenFile(staging_ / layer.shard);
 }
 
-absl::Status ArtifactWriter::FinishTensors() {
-  NIBBLE_RETURN_IF_ERROR(FlushShard());
+std::string ArtifactWriter::NextShard() const {
+  return absl::StrFormat("model-%05d-of-%05d.safetensors", written_.size() + 1, shards_);
+}
+
+// Under another name until it is whole: a process that is being killed may still be writing it.
+absl::Status ArtifactWriter::WriteShard(absl::Span<const NamedTensor> tensors) {
+  const std::string name = NextShard();
+  NIBBLE_RETURN_IF_ERROR(WriteSafetensors(staging_ / kUnfinishedShard, tensors));
+  NIBBLE_ASSIGN_OR_RETURN(sums_[name], Sha256File(staging_ / kUnfinishedShard));
+  written_.push_back(name);
+  return ReplaceFile(staging_ / kUnfinishedShard, staging_ / name);
+}
+
+absl::Status ArtifactWriter::FinishLayer(LayerReport report,
+                                         absl::Span<const NamedTensor> tensors) {
+  FinishedLayer layer{std::move(report), "", ""};
+  if (!tensors.empty()) {
+    NIBBLE_RETURN_IF_ERROR(WriteShard(tensors));
+    layer.shard = written_.back();
+    layer.sha256 = sums_[layer.shard];
+  }
+  record_.layers.push_back(std::move(layer));
+  return WriteProgressRecord(staging_, record_);
+}
+
+absl::Status ArtifactWriter::WriteIndex() {
+  if (static_cast<int64_t>(written_.size()) != shards_) {
+    return absl::InternalError(
+        StrCat(staging_.string(), ": found ", written_.size(), " shards, expected ", shards_));
+  }
   Json weight_map = Json::object();
-  for (size_t i = 0; i < shards_.size(); ++i) {
-    const std::string name = ShardName(i, shards_.size());
-    std::error_code error;
-    fs::rename(staging_ / PartName(i), staging_ / name, error);
-    if (error) return FileError(staging_ / name, "rename", error.value());
-    for (const std::string& tensor : shards_[i]) weight_map[tensor] = name;
+  int64_t bytes = 0;
+  for (const std::string& shard : written_) {
+    NIBBLE_ASSIGN_OR_RETURN(const auto file, SafetensorsFile::Open(staging_ / shard));
+    for (const auto& [name, view] : file->tensors()) {
+      weight_map[name] = shard;
+      bytes += static_cast<int64_t>(view.bytes.size());
+    }
   }
-  return WriteJson("model.safetensors.index.json",
-                   {{"metadata", {{"total_size", tensor_bytes_}}}, {"weight_map", weight_map}});
+  return WriteJson(kIndex, {{"metadata", {{"total_size", bytes}}}, {"weight_map", weight_map}});
 }
 
 absl::Status ArtifactWriter::WriteJson(const std::string& name, const Json& json) {
-  return WriteSynced(staging_ / name, json.dump(2) + "\n");
+  return WriteFile(staging_ / name, json.dump(2) + "\n");
 }
 
 absl::Status ArtifactWriter::CopyFile(const fs::path& from) {
-  NIBBLE_ASSIGN_OR_RETURN(const std::string content, ReadTextFile(from, size_t{1} << 30));
-  return WriteSynced(staging_ / from.filename(), content);
+  NIBBLE_ASSIGN_OR_RETURN(const std::string content, ReadTextFile(from, kLargestCopiedFile));
+  return WriteFile(staging_ / from.filename(), content);
 }
 
-absl::Status ArtifactWriter::Commit(Json manifest) {
+absl::StatusOr<int64_t> ArtifactWriter::Commit() {
   Json files = Json::object();
+  int64_t bytes = 0;
   for (const fs::directory_entry& entry : fs::directory_iterator(staging_)) {
-    NIBBLE_ASSIGN_OR_RETURN(files[entry.path().filename().string()], Sha256File(entry.path()));
-    bytes_ += static_cast<int64_t>(entry.file_size());
+    const std::string name = entry.path().filename().string();
+    if (name == kProgressRecord) continue;
+    const auto known = sums_.find(name);
+    if (known != sums_.end()) {
+      files[name] = known->second;
+    } else {
+      NIBBLE_ASSIGN_OR_RETURN(files[name], Sha256File(entry.path()));
+    }
+    bytes += static_cast<int64_t>(entry.file_size());
   }
+  Json manifest = record_.manifest;
   manifest["files"] = std::move(files);
   NIBBLE_RETURN_IF_ERROR(WriteJson("nibble.json", manifest));
-  bytes_ += static_cast<int64_t>(fs::file_size(staging_ / "nibble.json"));
-  NIBBLE_RETURN_IF_ERROR(SyncFolder(staging_));
+  bytes += static_cast<int64_t>(fs::file_size(staging_ / "nibble.json"));
   std::error_code error;
-  fs::rename(staging_, artifact_, error);
-  if (error) return FileError(artifact_, "rename", error.value());
-  staging_.clear();
-  return SyncFolder(artifact_.parent_path());
+  fs::remove(staging_ / kProgressRecord, error);
+  if (error) return FileError(staging_ / kProgressRecord, "remove", error.value());
+  NIBBLE_RETURN_IF_ERROR(SyncFolder(staging_));
+  NIBBLE_RETURN_IF_ERROR(ReplaceFile(staging_, artifact_));
+  return bytes;
 }
 
 }  // namespace nibble

@@ -99,6 +99,14 @@ class LayerQuantizer {
   std::map<InputGroup, std::optional<GptqFactor>> factors_;
 };
 
+absl::StatusOr<at::Tensor> ReadFloats(const TensorSource& tensors, const std::string& name) {
+  NIBBLE_ASSIGN_OR_RETURN(const TensorView view, tensors.Find(name));
+  at::Tensor tensor = at::empty(view.shape, at::kFloat);
+  NIBBLE_RETURN_IF_ERROR(
+      WidenToFloat(name, view, absl::MakeSpan(tensor.data_ptr<float>(), tensor.numel())));
+  return tensor;
+}
+
 }  // namespace
 
 NamedTensor BFloat16Tensor(std::string name, const at::Tensor& tensor) {
@@ -126,6 +134,29 @@ absl::StatusOr<QuantizedLayer> QuantizeLayer(const QuantizeSpec& spec,
     out.linears.push_back(std::move(report));
   }
   return out;
+}
+
+absl::Status RestoreLayer(const QuantizeSpec& spec, const std::set<std::string>& excluded,
+                          const TensorSource& tensors, DecoderLayer& layer) {
+  for (LayerLinear& linear : layer.linears) {
+    if (excluded.contains(linear.name)) continue;
+    linear.activation = spec.activations;
+    at::Tensor& weight = linear.weights.weight;
+    if (!spec.weights) {
+      NIBBLE_ASSIGN_OR_RETURN(weight, ReadFloats(tensors, StrCat(linear.name, ".weight")));
+      continue;
+    }
+    NIBBLE_ASSIGN_OR_RETURN(
+        const QuantizedMatrix matrix,
+        ReadQuantizedMatrix(tensors, linear.name, *spec.weights, weight.size(0), weight.size(1)));
+    weight = Dequantize(matrix);
+    if (spec.lorc_rank == 0) continue;
+    NIBBLE_ASSIGN_OR_RETURN(linear.weights.lorc_a,
+                            ReadFloats(tensors, StrCat(linear.name, ".lorc_a")));
+    NIBBLE_ASSIGN_OR_RETURN(linear.weights.lorc_b,
+                            ReadFloats(tensors, StrCat(linear.name, ".lorc_b")));
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace nibble

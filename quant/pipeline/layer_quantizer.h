@@ -32,6 +32,11 @@ absl::StatusOr<QuantizedLayer> QuantizeLayer(const QuantizeSpec& spec,
                                              const Hessians& hessians, DecoderLayer& layer,
                                              const std::function<absl::Status()>& step);
 
+// Brings a layer as loaded into the state in which QuantizeLayer has left it, from the tensors that
+// it made.
+absl::Status RestoreLayer(const QuantizeSpec& spec, const std::set<std::string>& excluded,
+                          const TensorSource& tensors, DecoderLayer& layer);
+
 // bf16, as the artifact stores what is not quantized.
 NamedTensor BFloat16Tensor(std::string name, const at::Tensor& tensor);
 

@@ -39,7 +39,8 @@ struct QuantizeSpec {
 
 struct LinearReport {
   std::string name;
-  double output_error = 0;  // trace(E H E^T) / trace(W H W^T)
+  // trace(E H E^T) / trace(W H W^T); absent where nothing is calibrated.
+  std::optional<double> output_error;
   double weight_error = 0;  // ||E|| / ||W||
   int64_t clamped_groups = 0;
   double damping = 0;
@@ -50,8 +51,11 @@ struct LinearReport {
 struct LayerReport {
   int64_t layer = 0;
   std::vector<LinearReport> linears;
+  int64_t weights = 0;  // of all its linears, the excluded ones too
+  double bits = 0;      // that store them, scales and LoRC included
   double seconds = 0;
-  int64_t peak_bytes = 0;  // resident set size, highest so far
+  int64_t peak_host_bytes = 0;    // resident set size, highest of the process so far
+  int64_t peak_device_bytes = 0;  // 0: on a CPU
 };
 
 enum class Phase { kLoading, kCalibrating, kQuantizing, kWriting };
@@ -62,7 +66,10 @@ struct Progress {
   int64_t layers = 0;
   double mean_output_error = 0;  // over the linears so far
   double seconds = 0;
-  const LayerReport* finished = nullptr;  // set when a layer has just ended
+  std::optional<double> seconds_left;  // known once a layer has ended
+  // Set when a layer has just ended and, while loading, for each that an earlier attempt had ended.
+  const LayerReport* finished = nullptr;
+  std::string note;  // in words, where there is something to say
 };
 
 struct QuantizeSummary {
@@ -80,11 +87,21 @@ absl::Status CheckQuantizeSpec(const QuantizeSpec& spec, const std::filesystem::
 // Called between steps (at least once per layer); a non-OK status stops the work with that status.
 using ProgressCallback = std::function<absl::Status(const Progress&)>;
 
-// Reads `checkpoint`, writes the artifact at `artifact` (which must not exist) by way of a staging
-// folder `<artifact's parent>/.staging-<artifact's name>`, removed on any failure.
+// Reads `checkpoint`, writes the artifact at `artifact` (which must not exist) by way of
+// StagingFolder(artifact). The folder keeps every layer that is finished, and stays on any failure:
+// the same call goes on after the last of them and, on the same type of device with the same number
+// of threads, makes the same files (but for the seconds and peaks in report.json). Layers of
+// another spec, model or corpus, and damaged ones, are not used; `progress` is told why.
 absl::StatusOr<QuantizeSummary> QuantizeModel(const QuantizeSpec& spec,
                                               const std::filesystem::path& checkpoint,
                                               const std::filesystem::path& artifact,
                                               const ProgressCallback& progress);
+
+// `<artifact's parent>/.staging-<artifact's name>`.
+std::filesystem::path StagingFolder(const std::filesystem::path& artifact);
+// The artifact that a folder is StagingFolder of; empty for any other folder.
+std::filesystem::path StagedArtifact(const std::filesystem::path& folder);
+// Removes what unfinished attempts have left. OK when there is nothing.
+absl::Status RemoveStaging(const std::filesystem::path& artifact);
 
 }  // namespace nibble

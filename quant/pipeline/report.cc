@@ -2,6 +2,9 @@
 
 #include <utility>
 
+#include "quant/base/status_macros.h"
+#include "quant/base/strings.h"
+
 namespace nibble {
 namespace {
 
@@ -11,6 +14,33 @@ Json WeightsJson(const WeightSpec& spec) {
           {"group_size", spec.group_size},
           {"scale", std::string(ScaleConstraintName(spec.constraint))},
           {"m2_rounding", std::string(M2RoundingName(spec.rounding))}};
+}
+
+Json LinearReportJson(const LinearReport& report) {
+  return {{"name", report.name},
+          {"output_error", report.output_error ? Json(*report.output_error) : Json()},
+          {"weight_error", report.weight_error},
+          {"clamped_groups", report.clamped_groups},
+          {"damping", report.damping},
+          {"damping_escalations", report.damping_escalations},
+          {"seconds", report.seconds}};
+}
+
+absl::StatusOr<LinearReport> ParseLinearReport(const Json& json, const std::string& where) {
+  NIBBLE_ASSIGN_OR_RETURN(const JsonObject object, JsonObject::From(json, where));
+  LinearReport report;
+  NIBBLE_ASSIGN_OR_RETURN(report.name, object.String("name"));
+  if (object.Has("output_error")) {
+    NIBBLE_ASSIGN_OR_RETURN(report.output_error, object.Number("output_error", {}));
+  }
+  NIBBLE_ASSIGN_OR_RETURN(report.weight_error, object.Number("weight_error", {}));
+  NIBBLE_ASSIGN_OR_RETURN(report.clamped_groups, object.Int("clamped_groups", {.min = 0}));
+  NIBBLE_ASSIGN_OR_RETURN(report.damping, object.Number("damping", {}));
+  NIBBLE_ASSIGN_OR_RETURN(const int64_t raised,
+                          object.Int("damping_escalations", {.min = 0, .max = INT32_MAX}));
+  report.damping_escalations = static_cast<int>(raised);
+  NIBBLE_ASSIGN_OR_RETURN(report.seconds, object.Number("seconds", {}));
+  return report;
 }
 
 }  // namespace
@@ -31,35 +61,54 @@ Json SpecJson(const QuantizeSpec& spec, const std::set<std::string>& excluded) {
   return json;
 }
 
-Json LayerJson(const LayerReport& report, bool calibrated) {
+Json LayerReportJson(const LayerReport& report) {
   Json linears = Json::array();
-  for (const LinearReport& linear : report.linears) {
-    linears.push_back({{"name", linear.name},
-                       {"output_error", calibrated ? Json(linear.output_error) : Json()},
-                       {"weight_error", linear.weight_error},
-                       {"clamped_groups", linear.clamped_groups},
-                       {"damping", linear.damping},
-                       {"damping_escalations", linear.damping_escalations},
-                       {"seconds", linear.seconds}});
-  }
+  for (const LinearReport& linear : report.linears) linears.push_back(LinearReportJson(linear));
   return {{"layer", report.layer},
+          {"weights", report.weights},
+          {"bits", report.bits},
           {"seconds", report.seconds},
-          {"peak_bytes", report.peak_bytes},
+          {"peak_host_bytes", report.peak_host_bytes},
+          {"peak_device_bytes", report.peak_device_bytes},
           {"linears", linears}};
 }
 
-void ModelReport::AddLayer(const LayerReport& report, int64_t weights, double bits) {
-  linear_weights_ += weights;
-  linear_bits_ += bits;
-  for (const LinearReport& linear : report.linears) {
-    error_sum_ += linear.output_error;
-    ++linears_;
+absl::StatusOr<LayerReport> ParseLayerReport(const Json& json, const std::string& where) {
+  NIBBLE_ASSIGN_OR_RETURN(const JsonObject object, JsonObject::From(json, where));
+  LayerReport report;
+  NIBBLE_ASSIGN_OR_RETURN(report.layer, object.Int("layer", {.min = 0, .max = INT32_MAX}));
+  NIBBLE_ASSIGN_OR_RETURN(report.weights, object.Int("weights", {.min = 0}));
+  NIBBLE_ASSIGN_OR_RETURN(report.bits, object.Number("bits", {.min = 0}));
+  NIBBLE_ASSIGN_OR_RETURN(report.seconds, object.Number("seconds", {}));
+  NIBBLE_ASSIGN_OR_RETURN(report.peak_host_bytes, object.Int("peak_host_bytes", {.min = 0}));
+  NIBBLE_ASSIGN_OR_RETURN(report.peak_device_bytes, object.Int("peak_device_bytes", {.min = 0}));
+  NIBBLE_ASSIGN_OR_RETURN(const Json::array_t* linears, object.Array("linears"));
+  for (const Json& linear : *linears) {
+    NIBBLE_ASSIGN_OR_RETURN(LinearReport parsed,
+                            ParseLinearReport(linear, StrCat(where, ": linears")));
+    report.linears.push_back(std::move(parsed));
   }
-  layers_.push_back(LayerJson(report, calibrated_));
+  return report;
+}
+
+void ModelReport::AddLayer(const LayerReport& report) {
+  linear_weights_ += report.weights;
+  linear_bits_ += report.bits;
+  layer_seconds_ += report.seconds;
+  for (const LinearReport& linear : report.linears) {
+    if (!linear.output_error) continue;
+    error_sum_ += *linear.output_error;
+    ++calibrated_linears_;
+  }
+  layers_.push_back(LayerReportJson(report));
 }
 
 double ModelReport::MeanOutputError() const {
-  return linears_ == 0 ? 0 : error_sum_ / static_cast<double>(linears_);
+  return calibrated_linears_ == 0 ? 0 : error_sum_ / static_cast<double>(calibrated_linears_);
+}
+
+double ModelReport::MeanLayerSeconds() const {
+  return layers_.empty() ? 0 : layer_seconds_ / static_cast<double>(layers_.size());
 }
 
 QuantizeSummary ModelReport::Summary() const {
@@ -78,7 +127,7 @@ Json ModelReport::ToJson(double seconds) const {
   const QuantizeSummary summary = Summary();
   return {{"linear_bits_per_weight", summary.linear_bits_per_weight},
           {"model_bits_per_weight", summary.model_bits_per_weight},
-          {"mean_output_error", calibrated_ ? Json(summary.mean_output_error) : Json()},
+          {"mean_output_error", calibrated_linears_ > 0 ? Json(summary.mean_output_error) : Json()},
           {"parameters", linear_weights_ + rest_weights_},
           {"seconds", seconds},
           {"layers", layers_}};

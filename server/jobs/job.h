@@ -38,6 +38,7 @@ struct JobProgress {
   int64_t layers = 0;
   double mean_output_error = 0;  // over the linears so far
   double seconds = 0;            // since the attempt's start
+  std::optional<double> seconds_left;
 };
 
 // What a client submits.

@@ -254,26 +254,27 @@ int PhaseNumber(Phase phase) {
   return v1::JOB_PHASE_UNSPECIFIED;
 }
 
-std::string SerializeLayerReport(const LayerReport& report, const QuantizeSpec& spec) {
+v1::LayerReport LayerReportMessage(const LayerReport& report) {
   v1::LayerReport message;
   message.set_layer(static_cast<int32_t>(report.layer));
   message.set_seconds(report.seconds);
-  message.set_peak_host_bytes(report.peak_bytes);
+  message.set_peak_host_bytes(report.peak_host_bytes);
+  message.set_peak_device_bytes(report.peak_device_bytes);
   for (const LinearReport& linear : report.linears) {
     v1::LinearReport& entry = *message.add_linears();
     entry.set_name(linear.name);
-    if (!spec.calibration.corpus.empty()) entry.set_output_error(linear.output_error);
+    if (linear.output_error) entry.set_output_error(*linear.output_error);
     entry.set_weight_error(linear.weight_error);
     entry.set_clamped_groups(linear.clamped_groups);
     entry.set_damping(linear.damping);
     entry.set_damping_escalations(linear.damping_escalations);
     entry.set_seconds(linear.seconds);
   }
-  return message.SerializeAsString();
+  return message;
 }
 
 std::string SerializeSummary(const QuantizeSummary& summary, const JobPlan& plan,
-                             int64_t peak_bytes) {
+                             const PeakBytes& peak) {
   v1::JobSummary message;
   message.set_linear_bits_per_weight(summary.linear_bits_per_weight);
   message.set_model_bits_per_weight(summary.model_bits_per_weight);
@@ -288,7 +289,8 @@ std::string SerializeSummary(const QuantizeSummary& summary, const JobPlan& plan
     message.set_relative_error(summary.mean_output_error);
   }
   message.set_seconds(summary.seconds);
-  message.set_peak_host_bytes(peak_bytes);
+  message.set_peak_host_bytes(peak.host);
+  message.set_peak_device_bytes(peak.device);
   message.set_model_version(1);
   return message.SerializeAsString();
 }

@@ -11,6 +11,7 @@
 namespace nibble::v1 {
 class CorpusRef;
 class JobSpec;
+class LayerReport;
 }  // namespace nibble::v1
 
 namespace nibble {
@@ -34,8 +35,14 @@ absl::StatusOr<v1::JobSpec> FillDefaults(const v1::JobSpec& spec, const DataRoot
 absl::StatusOr<JobPlan> MakeJobPlan(const v1::JobSpec& spec, const DataRoot& root);
 
 int PhaseNumber(Phase phase);  // of nibble.v1.JobPhase
-std::string SerializeLayerReport(const LayerReport& report, const QuantizeSpec& spec);
+v1::LayerReport LayerReportMessage(const LayerReport& report);
+
+// Most memory of a worker.
+struct PeakBytes {
+  int64_t host = 0;
+  int64_t device = 0;
+};
 std::string SerializeSummary(const QuantizeSummary& summary, const JobPlan& plan,
-                             int64_t peak_bytes);
+                             const PeakBytes& peak);
 
 }  // namespace nibble

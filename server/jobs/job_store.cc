@@ -75,15 +75,20 @@ std::optional<absl::Time> FromMicros(int64_t micros) {
   return micros == 0 ? std::nullopt : std::optional(absl::FromUnixMicros(micros));
 }
 
+constexpr double kUnknown = -1;
+
 std::string ProgressText(const JobProgress& progress) {
-  return absl::StrFormat("%d %d %d %.17g %.17g", progress.phase, progress.layer, progress.layers,
-                         progress.mean_output_error, progress.seconds);
+  return absl::StrFormat("%d %d %d %.17g %.17g %.17g", progress.phase, progress.layer,
+                         progress.layers, progress.mean_output_error, progress.seconds,
+                         progress.seconds_left.value_or(kUnknown));
 }
 
 JobProgress ParseProgress(const std::string& text) {
   JobProgress progress;
-  std::sscanf(text.c_str(), "%d %ld %ld %lg %lg", &progress.phase, &progress.layer,
-              &progress.layers, &progress.mean_output_error, &progress.seconds);
+  double left = kUnknown;
+  std::sscanf(text.c_str(), "%d %ld %ld %lg %lg %lg", &progress.phase, &progress.layer,
+              &progress.layers, &progress.mean_output_error, &progress.seconds, &left);
+  if (left != kUnknown) progress.seconds_left = left;
   return progress;
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -90,8 +91,11 @@ class JobStore {
   // --- What the supervisor does when no worker lives.
 
   // Takes every RUNNING job back: QUEUED with attempt + 1, or FAILED with `reason` when its third
-  // attempt was lost; CANCELLING ones become CANCELLED. Returns the jobs as they are now.
-  absl::StatusOr<std::vector<Job>> TakeBack(Interruption interruption, std::string_view reason);
+  // attempt was lost; CANCELLING ones become CANCELLED. `clean_up` is called with each as it will
+  // be, before anybody can see it so. Returns the jobs as they are now.
+  absl::StatusOr<std::vector<Job>> TakeBack(
+      Interruption interruption, std::string_view reason,
+      const std::function<absl::Status(const Job&)>& clean_up);
 
  private:
   explicit JobStore(SqliteDatabase database) : database_(std::move(database)) {}

@@ -105,8 +105,9 @@ absl::Status JobStore::TakeBackOne(Job& job, Interruption interruption, std::str
   return Move(job, JobState::kFailed, message);
 }
 
-absl::StatusOr<std::vector<Job>> JobStore::TakeBack(Interruption interruption,
-                                                    std::string_view reason) {
+absl::StatusOr<std::vector<Job>> JobStore::TakeBack(
+    Interruption interruption, std::string_view reason,
+    const std::function<absl::Status(const Job&)>& clean_up) {
   absl::MutexLock lock(&mutex_);
   NIBBLE_ASSIGN_OR_RETURN(SqliteTransaction transaction, SqliteTransaction::Begin(database_));
   std::vector<std::string> ids;
@@ -122,6 +123,7 @@ absl::StatusOr<std::vector<Job>> JobStore::TakeBack(Interruption interruption,
   for (const std::string& id : ids) {
     NIBBLE_ASSIGN_OR_RETURN(Job job, Find(id));
     NIBBLE_RETURN_IF_ERROR(TakeBackOne(job, interruption, reason));
+    NIBBLE_RETURN_IF_ERROR(clean_up(job));
     jobs.push_back(std::move(job));
   }
   NIBBLE_RETURN_IF_ERROR(transaction.Commit());

@@ -16,12 +16,10 @@
 #include "absl/time/clock.h"
 #include "quant/base/status_macros.h"
 #include "quant/base/strings.h"
+#include "quant/pipeline/pipeline.h"
 
 namespace nibble {
 namespace {
-
-// No more jobs than these are held at once.
-constexpr int kMostWorkers = 1024;
 
 // Milliseconds for poll; forever for an infinite duration.
 int PollMillis(absl::Duration time) {
@@ -36,27 +34,18 @@ absl::Status Remove(const std::filesystem::path& folder) {
   return absl::InternalError(StrCat("can't remove ", folder.string(), ": ", error.message()));
 }
 
-// What a dead worker was writing.
-absl::Status RemoveStaging(const std::filesystem::path& artifacts) {
+// What the attempts at jobs that have ended have left, such as one cancelled while it waited to go
+// on.
+absl::Status RemoveOrphans(const std::filesystem::path& artifacts, JobStore& store) {
   std::error_code error;
   for (const auto& entry : std::filesystem::directory_iterator(artifacts, error)) {
-    if (!entry.path().filename().string().starts_with(".staging-")) continue;
-    NIBBLE_RETURN_IF_ERROR(Remove(entry.path()));
+    const std::filesystem::path artifact = StagedArtifact(entry.path());
+    if (artifact.empty()) continue;
+    NIBBLE_ASSIGN_OR_RETURN(const std::string job, store.LiveJobOf(artifact.filename().string()));
+    if (job.empty()) NIBBLE_RETURN_IF_ERROR(RemoveStaging(artifact));
   }
   if (!error) return absl::OkStatus();
   return absl::InternalError(StrCat("can't read ", artifacts.string(), ": ", error.message()));
-}
-
-// What workers committed and died before they could say so. The output's name is the job's own
-// while it lives.
-absl::Status RemoveUnreported(const std::filesystem::path& artifacts, JobStore& store) {
-  const JobFilter held = {
-      .states = {JobState::kRunning, JobState::kCancelling}, .labels = {}, .model = {}};
-  NIBBLE_ASSIGN_OR_RETURN(const JobPage jobs, store.List(held, kMostWorkers, ""));
-  for (const Job& job : jobs.jobs) {
-    NIBBLE_RETURN_IF_ERROR(Remove(artifacts / job.submitted.output));
-  }
-  return absl::OkStatus();
 }
 
 }  // namespace
@@ -70,6 +59,7 @@ absl::StatusOr<std::unique_ptr<WorkerSupervisor>> WorkerSupervisor::Start(Option
       new WorkerSupervisor(std::move(options), store, notifier, std::move(stop)));
   NIBBLE_RETURN_IF_ERROR(
       supervisor->TakeBack(Interruption::kLost, "the worker ended with its daemon"));
+  NIBBLE_RETURN_IF_ERROR(RemoveOrphans(supervisor->options_.artifacts, store));
   supervisor->thread_ = std::thread([raw = supervisor.get()] { raw->Loop(); });
   return supervisor;
 }
@@ -186,9 +176,15 @@ void WorkerSupervisor::HandleLine(const std::string& line) {
 }
 
 absl::Status WorkerSupervisor::TakeBack(Interruption interruption, std::string_view reason) {
-  NIBBLE_RETURN_IF_ERROR(RemoveStaging(options_.artifacts));
-  NIBBLE_RETURN_IF_ERROR(RemoveUnreported(options_.artifacts, store_));
-  NIBBLE_ASSIGN_OR_RETURN(const std::vector<Job> jobs, store_.TakeBack(interruption, reason));
+  const auto clean_up = [&](const Job& job) {
+    // While it lives the output's name is the job's own: this was committed by a worker that died
+    // before it could say so.
+    const std::filesystem::path artifact = options_.artifacts / job.submitted.output;
+    NIBBLE_RETURN_IF_ERROR(Remove(artifact));
+    return IsEnded(job.state) ? RemoveStaging(artifact) : absl::OkStatus();
+  };
+  NIBBLE_ASSIGN_OR_RETURN(const std::vector<Job> jobs,
+                          store_.TakeBack(interruption, reason, clean_up));
   for (const Job& job : jobs) {
     options_.log(StrCat(job.id, " is ", JobStateName(job.state), ", attempt ", job.attempt));
     notifier_.Notify(job.id);

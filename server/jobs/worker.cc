@@ -79,14 +79,19 @@ class Worker {
                  job.submitted.output);
     const absl::StatusOr<std::string> summary = Quantize(job, lease);
     spdlog::info("{} attempt {}: {}", job.id, job.attempt, summary.status().ToString());
-    const absl::Status ended = End(lease, summary);
+    const absl::Status ended = End(job, lease, summary);
     // Another attempt has the job by now: nothing more to say about it.
     return absl::IsAborted(ended) ? absl::OkStatus() : ended;
   }
 
-  absl::Status End(const Lease& lease, const absl::StatusOr<std::string>& summary) {
+  absl::Status End(const Job& job, const Lease& lease, const absl::StatusOr<std::string>& summary) {
     if (summary.ok()) return store_->Succeed(lease, *summary);
+    // The finished layers stay for the next attempt.
     if (stopping_) return store_->Release(lease, "its worker was told to stop");
+    if (absl::IsAborted(summary.status())) return summary.status();
+    // First: the disk may be full.
+    const absl::Status removed = RemoveStaging(root_.artifacts() / job.submitted.output);
+    if (!removed.ok()) spdlog::error("{}: {}", job.id, removed.ToString());
     if (absl::IsCancelled(summary.status())) return store_->EndCancelled(lease);
     return store_->Fail(lease, summary.status());
   }
@@ -98,16 +103,17 @@ class Worker {
       return absl::DataLossError("the job's spec in the store can't be parsed");
     }
     NIBBLE_ASSIGN_OR_RETURN(const JobPlan plan, MakeJobPlan(message, root_));
-    int64_t peak_bytes = 0;
+    PeakBytes peak;
     const auto report = [&](const Progress& progress) {
       if (progress.finished != nullptr) {
-        peak_bytes = std::max(peak_bytes, progress.finished->peak_bytes);
+        peak.host = std::max(peak.host, progress.finished->peak_host_bytes);
+        peak.device = std::max(peak.device, progress.finished->peak_device_bytes);
       }
-      return Report(lease, plan.spec, progress);
+      return Report(lease, progress);
     };
     NIBBLE_ASSIGN_OR_RETURN(const QuantizeSummary summary,
                             QuantizeModel(plan.spec, plan.checkpoint, plan.artifact, report));
-    return SerializeSummary(summary, plan, peak_bytes);
+    return SerializeSummary(summary, plan, peak);
   }
 
   // What a layer's report has to say in words.
@@ -121,7 +127,7 @@ class Worker {
     return warning;
   }
 
-  absl::Status Report(const Lease& lease, const QuantizeSpec& spec, const Progress& progress) {
+  absl::Status Report(const Lease& lease, const Progress& progress) {
     if (line_.Stopped()) {
       stopping_ = true;
       return absl::CancelledError("the worker was told to stop");
@@ -130,12 +136,13 @@ class Worker {
                              .layer = progress.layer,
                              .layers = progress.layers,
                              .mean_output_error = progress.mean_output_error,
-                             .seconds = progress.seconds};
+                             .seconds = progress.seconds,
+                             .seconds_left = progress.seconds_left};
     const bool finished = progress.finished != nullptr;
-    NIBBLE_RETURN_IF_ERROR(
-        store_->Report(lease, row, finished ? Warning(*progress.finished) : std::string(),
-                       finished ? SerializeLayerReport(*progress.finished, spec) : std::string()));
-    line_.Tell(lease.job, finished ? 1 : 0);
+    NIBBLE_RETURN_IF_ERROR(store_->Report(
+        lease, row, finished ? Warning(*progress.finished) : progress.note,
+        finished ? LayerReportMessage(*progress.finished).SerializeAsString() : std::string()));
+    line_.Tell(lease.job, finished && progress.phase == Phase::kQuantizing ? 1 : 0);
     return absl::OkStatus();
   }
 

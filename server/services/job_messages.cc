@@ -20,10 +20,7 @@ v1::JobProgress ProgressMessage(const JobProgress& progress) {
   message.set_layers(static_cast<int32_t>(progress.layers));
   message.set_elapsed_seconds(progress.seconds);
   if (progress.mean_output_error > 0) message.set_relative_error(progress.mean_output_error);
-  if (progress.layer > 0) {
-    const auto left = static_cast<double>(progress.layers - progress.layer);
-    message.set_eta_seconds(progress.seconds / static_cast<double>(progress.layer) * left);
-  }
+  if (progress.seconds_left) message.set_eta_seconds(*progress.seconds_left);
   return message;
 }
 

@@ -6,6 +6,8 @@
 #include "quant/base/status_macros.h"
 #include "quant/base/strings.h"
 #include "quant/model/checkpoint/json.h"
+#include "quant/pipeline/report.h"
+#include "server/jobs/job_spec.h"
 
 namespace nibble {
 namespace {
@@ -124,46 +126,15 @@ absl::StatusOr<v1::JobSpec> ReadSpec(const ModelFolder& folder) {
   return spec;
 }
 
-absl::Status ReadLinear(const Json& value, const std::string& where, v1::LinearReport& linear) {
-  NIBBLE_ASSIGN_OR_RETURN(const JsonObject json, JsonObject::From(value, where));
-  NIBBLE_ASSIGN_OR_RETURN(const std::string name, json.String("name"));
-  NIBBLE_ASSIGN_OR_RETURN(const double weight_error, json.Number("weight_error", {}));
-  NIBBLE_ASSIGN_OR_RETURN(const int64_t clamped, json.Int("clamped_groups", {}));
-  NIBBLE_ASSIGN_OR_RETURN(const double damping, json.Number("damping", {}));
-  NIBBLE_ASSIGN_OR_RETURN(const int64_t raised, json.Int("damping_escalations", {}));
-  NIBBLE_ASSIGN_OR_RETURN(const double seconds, json.Number("seconds", {}));
-  if (json.Has("output_error")) {
-    NIBBLE_ASSIGN_OR_RETURN(const double output_error, json.Number("output_error", {}));
-    linear.set_output_error(output_error);
-  }
-  linear.set_name(name);
-  linear.set_weight_error(weight_error);
-  linear.set_clamped_groups(clamped);
-  linear.set_damping(damping);
-  linear.set_damping_escalations(static_cast<int32_t>(raised));
-  linear.set_seconds(seconds);
-  return absl::OkStatus();
-}
-
 absl::Status ReadReport(const ModelFolder& folder, v1::ModelVersion& version) {
   const std::filesystem::path file = folder.path / "report.json";
   NIBBLE_ASSIGN_OR_RETURN(const Json parsed, ReadJsonFile(file));
   NIBBLE_ASSIGN_OR_RETURN(const JsonObject report, JsonObject::From(parsed, file.string()));
   NIBBLE_ASSIGN_OR_RETURN(const Json::array_t* layers, report.Array("layers"));
   for (const Json& value : *layers) {
-    NIBBLE_ASSIGN_OR_RETURN(const JsonObject json,
-                            JsonObject::From(value, StrCat(file.string(), ": layers")));
-    v1::LayerReport& layer = *version.add_report();
-    NIBBLE_ASSIGN_OR_RETURN(const int64_t index, json.Int("layer", {.min = 0, .max = INT32_MAX}));
-    NIBBLE_ASSIGN_OR_RETURN(const double seconds, json.Number("seconds", {}));
-    NIBBLE_ASSIGN_OR_RETURN(const int64_t peak, json.Int("peak_bytes", {}));
-    NIBBLE_ASSIGN_OR_RETURN(const Json::array_t* linears, json.Array("linears"));
-    layer.set_layer(static_cast<int32_t>(index));
-    layer.set_seconds(seconds);
-    layer.set_peak_host_bytes(peak);
-    for (const Json& linear : *linears) {
-      NIBBLE_RETURN_IF_ERROR(ReadLinear(linear, json.where(), *layer.add_linears()));
-    }
+    NIBBLE_ASSIGN_OR_RETURN(const LayerReport layer,
+                            ParseLayerReport(value, StrCat(file.string(), ": layers")));
+    *version.add_report() = LayerReportMessage(layer);
   }
   return absl::OkStatus();
 }

@@ -204,11 +204,23 @@ grpc::ServerWriteReactor<v1::JobEvent>* QuantizationService::WatchJob(
   return nibble::WatchJob(*request, store_, notifier_, metrics_);
 }
 
+absl::StatusOr<Job> QuantizationService::Cancel(const std::string& id) {
+  absl::MutexLock lock(&names_);
+  NIBBLE_ASSIGN_OR_RETURN(Job job, store_.Cancel(id));
+  // One that waited to go on has layers staged; a worker removes its own. Another job may have the
+  // name by now.
+  NIBBLE_ASSIGN_OR_RETURN(const std::string live, store_.LiveJobOf(job.submitted.output));
+  if (live.empty()) {
+    NIBBLE_RETURN_IF_ERROR(RemoveStaging(options_.root.artifacts() / job.submitted.output));
+  }
+  return job;
+}
+
 grpc::ServerUnaryReactor* QuantizationService::CancelJob(grpc::CallbackServerContext* context,
                                                          const v1::CancelJobRequest* request,
                                                          v1::Job* response) {
   RpcTimer timer(metrics_, "CancelJob");
-  const absl::StatusOr<Job> job = store_.Cancel(request->job_id());
+  const absl::StatusOr<Job> job = Cancel(request->job_id());
   if (job.ok()) {
     options_.wake_worker();
     notifier_.Notify(job->id);

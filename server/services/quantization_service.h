@@ -50,6 +50,7 @@ class QuantizationService : public v1::QuantizationService::CallbackService {
   absl::StatusOr<Job> Submit(const v1::SubmitJobRequest& request);
   // Unless another request has taken the output or removed the model meanwhile.
   absl::StatusOr<JobStore::Submitted> Store(const NewJob& submitted) ABSL_LOCKS_EXCLUDED(names_);
+  absl::StatusOr<Job> Cancel(const std::string& id) ABSL_LOCKS_EXCLUDED(names_);
   absl::Status Get(const v1::GetJobRequest& request, v1::Job& response);
   absl::Status List(const v1::ListJobsRequest& request, v1::ListJobsResponse& response);
 

@@ -1,8 +1,9 @@
 // The built nibbled, driven over gRPC as a client does.
+#include <gmock/gmock.h>
 #include <grpcpp/create_channel.h>
 #include <grpcpp/security/credentials.h>
-#include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 
 #include <cmath>
@@ -13,6 +14,7 @@
 #include <vector>
 
 #include "nibble/v1/quantization.grpc.pb.h"
+#include "tests/fixtures/artifacts.h"
 #include "tests/fixtures/tiny_llama.h"
 #include "tests/integration/daemon_process.h"
 #include "tests/temp_folder.h"
@@ -20,9 +22,12 @@
 namespace nibble {
 namespace {
 
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
 constexpr int kWindow = 64;
 constexpr int kFewWindows = 8;
-constexpr int kManyWindows = 600;  // enough for every layer to take a while
+constexpr int kManyWindows = 300;  // enough for every layer to take a while
 
 class DaemonTest : public testing::Test {
  protected:
@@ -111,6 +116,21 @@ class DaemonTest : public testing::Test {
     return events;
   }
 
+  // Watches until so many layers are finished; the sequence of the last event seen.
+  int64_t UntilLayer(const std::string& id, int layers) {
+    grpc::ClientContext context;
+    v1::WatchJobRequest request;
+    request.set_job_id(id);
+    const auto reader = stub_->WatchJob(&context, request);
+    v1::JobEvent event;
+    while (reader->Read(&event) && event.progress().layer() < layers) {
+    }
+    EXPECT_EQ(event.progress().layer(), layers);
+    context.TryCancel();
+    reader->Finish();
+    return event.sequence();
+  }
+
   TempFolder folder_;
   std::unique_ptr<DaemonProcess> daemon_;
   std::unique_ptr<v1::QuantizationService::Stub> stub_;
@@ -137,27 +157,110 @@ TEST_F(DaemonTest, RunsAJobToSuccessAndItsWatchResumes) {
   EXPECT_TRUE(Watch(job.id(), done.last_sequence()).empty());
 }
 
-TEST_F(DaemonTest, AKilledWorkersJobRunsAgain) {
+// The messages of an attempt's events.
+std::vector<std::string> Messages(const std::vector<v1::JobEvent>& events, int attempt) {
+  std::vector<std::string> messages;
+  for (const v1::JobEvent& event : events) {
+    if (event.attempt() == attempt && !event.message().empty()) messages.push_back(event.message());
+  }
+  return messages;
+}
+
+TEST_F(DaemonTest, AKilledWorkersJobGoesOnAtItsLayerAndMakesTheSameFiles) {
+  const v1::Job whole = MustSubmit(Request("whole", kManyWindows));
   const v1::Job job = MustSubmit(Request("out", kManyWindows));
-  bool killed = false;
+  int killed = 0;
   const auto events = Watch(job.id(), 0, [&](const v1::JobEvent& event) {
-    if (killed || event.state() != v1::JOB_STATE_RUNNING) return;
-    killed = true;
+    // Once in the second layer and once in the fourth.
+    if (event.attempt() != killed + 1 || event.progress().layer() != 2 * killed + 1) return;
+    ++killed;
     const pid_t worker = daemon_->worker();
     ASSERT_GT(worker, 0);
     kill(worker, SIGKILL);
   });
-  ASSERT_TRUE(killed);
+  ASSERT_EQ(killed, 2);
   const v1::Job done = Get(job.id());
   EXPECT_EQ(done.state(), v1::JOB_STATE_SUCCEEDED) << done.failure().message();
-  EXPECT_EQ(done.attempt(), 2);
+  EXPECT_EQ(done.attempt(), 3);
+  EXPECT_EQ(done.lost_attempts(), 2);
+  EXPECT_EQ(done.layers_size(), TinyLlama().layers);
   EXPECT_FALSE(HasStaging());
-  bool explained = false;
+  EXPECT_EQ(ArtifactContent(root() / "artifacts" / "out"),
+            ArtifactContent(root() / "artifacts" / "whole"));
+
+  EXPECT_THAT(Messages(events, 2),
+              ElementsAre(HasSubstr("was killed by signal 9"), HasSubstr("resumed at layer ")));
+  EXPECT_THAT(Messages(events, 3),
+              ElementsAre(HasSubstr("was killed by signal 9"), HasSubstr("resumed at layer ")));
   for (const v1::JobEvent& event : events) {
-    if (event.state() != v1::JOB_STATE_QUEUED || event.attempt() != 2) continue;
-    explained = event.message().find("was killed by signal 9") != std::string::npos;
+    if (event.message().find("resumed") == std::string::npos) continue;
+    EXPECT_GE(event.progress().layer(), 2 * event.attempt() - 3);
+    EXPECT_EQ(event.message(), "resumed at layer " + std::to_string(event.progress().layer()) +
+                                   " of " + std::to_string(event.progress().layers()));
   }
-  EXPECT_TRUE(explained);
+  EXPECT_EQ(Get(whole.id()).attempt(), 1);
+}
+
+TEST_F(DaemonTest, AJobCancelledWhileItWaitsToGoOnLeavesNothing) {
+  const v1::Job job = MustSubmit(Request("out", kManyWindows));
+  UntilLayer(job.id(), 1);
+  v1::SubmitJobRequest urgent = Request("urgent", kManyWindows);
+  urgent.mutable_spec()->set_priority(1);
+  const v1::Job first = MustSubmit(urgent);
+  daemon_->Stop(SIGTERM);
+  EXPECT_TRUE(HasStaging());
+  Start();
+  UntilLayer(first.id(), 1);
+  EXPECT_EQ(Get(job.id()).state(), v1::JOB_STATE_QUEUED);
+  Cancel(job.id());
+  EXPECT_FALSE(std::filesystem::exists(root() / "artifacts" / ".staging-out"));
+  Cancel(first.id());
+  Watch(first.id(), 0);
+  EXPECT_FALSE(HasStaging());
+}
+
+// No file of this process and of those that it starts may grow beyond `bytes` while it lives.
+class FileSizeLimit {
+ public:
+  explicit FileSizeLimit(rlim_t bytes) : handler_(signal(SIGXFSZ, SIG_IGN)) {
+    getrlimit(RLIMIT_FSIZE, &before_);
+    const rlimit limit = {bytes, before_.rlim_max};
+    setrlimit(RLIMIT_FSIZE, &limit);
+  }
+  ~FileSizeLimit() {
+    setrlimit(RLIMIT_FSIZE, &before_);
+    signal(SIGXFSZ, handler_);
+  }
+
+ private:
+  sighandler_t handler_;
+  rlimit before_;
+};
+
+TEST_F(DaemonTest, AJobWithoutRoomOnDiskFailsAndLeavesNothing) {
+  // A layer has 7 MB of INT8 weights.
+  const TinyLlama wide = {.hidden = 512, .layers = 1, .intermediate = 4096};
+  ASSERT_TRUE(WriteTinyLlama(wide, root() / "models" / "wide").ok());
+  daemon_.reset();
+  {
+    const FileSizeLimit limit(6 << 20);
+    Start();
+  }
+  v1::SubmitJobRequest request = Request("out", kFewWindows);
+  request.mutable_spec()->set_model("wide");
+  request.mutable_spec()->set_weights(v1::FORMAT_INT8);
+  request.mutable_spec()->set_method(v1::METHOD_RTN);
+  request.mutable_spec()->clear_corpus();
+  const v1::Job job = MustSubmit(request);
+  const v1::JobEvent end = Watch(job.id(), 0).back();
+  EXPECT_EQ(end.state(), v1::JOB_STATE_FAILED);
+  EXPECT_EQ(end.failure().code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(end.failure().message(), HasSubstr("File too large"));
+  EXPECT_FALSE(HasStaging());
+  EXPECT_FALSE(std::filesystem::exists(root() / "artifacts" / "out"));
+  // The worker lives: a job that has room succeeds.
+  const v1::Job next = MustSubmit(Request("out", kFewWindows));
+  EXPECT_EQ(Watch(next.id(), 0).back().state(), v1::JOB_STATE_SUCCEEDED);
 }
 
 TEST_F(DaemonTest, AJobThatLosesThreeWorkersFails) {
@@ -198,41 +301,32 @@ TEST_F(DaemonTest, ACancelledJobLeavesNothing) {
   EXPECT_EQ(Get(job.id()).attempt(), 1);
 }
 
-TEST_F(DaemonTest, AStoppedDaemonsJobWaitsForTheNextOne) {
+TEST_F(DaemonTest, AStoppedDaemonsJobGoesOnWithTheNextOne) {
   const v1::Job job = MustSubmit(Request("out", kManyWindows));
-  grpc::ClientContext context;
-  v1::WatchJobRequest request;
-  request.set_job_id(job.id());
-  const auto reader = stub_->WatchJob(&context, request);
-  v1::JobEvent event;
-  while (reader->Read(&event) && event.state() != v1::JOB_STATE_RUNNING) {
-  }
+  const int64_t seen = UntilLayer(job.id(), 2);
   const int status = daemon_->Stop(SIGTERM);
   EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
-  while (reader->Read(&event)) {
-  }
-  EXPECT_FALSE(reader->Finish().ok());
-  EXPECT_FALSE(HasStaging());
+  EXPECT_TRUE(HasStaging());
 
   Start();
-  const auto events = Watch(job.id(), event.sequence());
+  const auto events = Watch(job.id(), seen);
   EXPECT_EQ(events.back().state(), v1::JOB_STATE_SUCCEEDED);
+  EXPECT_THAT(Messages(events, 2),
+              ElementsAre("its worker was told to stop", HasSubstr("resumed at layer ")));
   EXPECT_EQ(Get(job.id()).attempt(), 2);
+  EXPECT_EQ(Get(job.id()).lost_attempts(), 0);
+  EXPECT_FALSE(HasStaging());
 }
 
-TEST_F(DaemonTest, AKilledDaemonsJobWaitsForTheNextOne) {
+TEST_F(DaemonTest, AKilledDaemonsJobGoesOnWithTheNextOne) {
   const v1::Job job = MustSubmit(Request("out", kManyWindows));
-  grpc::ClientContext context;
-  v1::WatchJobRequest request;
-  request.set_job_id(job.id());
-  const auto reader = stub_->WatchJob(&context, request);
-  v1::JobEvent event;
-  while (reader->Read(&event) && event.state() != v1::JOB_STATE_RUNNING) {
-  }
+  const int64_t seen = UntilLayer(job.id(), 1);
   daemon_->Stop(SIGKILL);
   Start();
-  const auto events = Watch(job.id(), event.sequence());
+  const auto events = Watch(job.id(), seen);
   EXPECT_EQ(events.back().state(), v1::JOB_STATE_SUCCEEDED);
+  EXPECT_THAT(Messages(events, 2), ElementsAre(HasSubstr("the worker ended with its daemon"),
+                                               HasSubstr("resumed at layer ")));
   EXPECT_EQ(Get(job.id()).attempt(), 2);
 }
 

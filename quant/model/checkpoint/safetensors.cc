@@ -228,22 +228,28 @@ SafetensorsFile::~SafetensorsFile() {
   if (map_ != nullptr) munmap(map_, map_bytes_);
 }
 
+absl::StatusOr<std::unique_ptr<TensorSource>> TensorSource::OpenFile(
+    const std::filesystem::path& file) {
+  NIBBLE_ASSIGN_OR_RETURN(auto mapped, SafetensorsFile::Open(file));
+  std::unique_ptr<TensorSource> source(new TensorSource);
+  source->tensors_ = mapped->tensors();
+  source->files_.push_back(file);
+  source->shards_.push_back(std::move(mapped));
+  return source;
+}
+
 absl::StatusOr<std::unique_ptr<TensorSource>> TensorSource::Open(
     const std::filesystem::path& folder) {
   const std::filesystem::path single = folder / "model.safetensors";
   const std::filesystem::path index = folder / "model.safetensors.index.json";
-  std::unique_ptr<TensorSource> source(new TensorSource);
   if (std::error_code error; std::filesystem::exists(single, error)) {
-    NIBBLE_ASSIGN_OR_RETURN(auto file, SafetensorsFile::Open(single));
-    source->tensors_ = file->tensors();
-    source->files_.push_back(single);
-    source->shards_.push_back(std::move(file));
-    return source;
+    return OpenFile(single);
   } else if (!std::filesystem::exists(index, error)) {
     return absl::NotFoundError(StrCat(folder.string(),
                                       ": found neither model.safetensors nor "
                                       "model.safetensors.index.json"));
   }
+  std::unique_ptr<TensorSource> source(new TensorSource);
   NIBBLE_ASSIGN_OR_RETURN(const auto shard_of, ReadIndex(index));
   absl::flat_hash_map<std::string, const SafetensorsFile*> opened;
   for (const auto& [tensor, shard] : shard_of) opened.emplace(shard, nullptr);

@@ -52,6 +52,8 @@ class SafetensorsFile {
 class TensorSource {
  public:
   static absl::StatusOr<std::unique_ptr<TensorSource>> Open(const std::filesystem::path& folder);
+  // Of one safetensors file, whatever its name.
+  static absl::StatusOr<std::unique_ptr<TensorSource>> OpenFile(const std::filesystem::path& file);
 
   bool Contains(std::string_view name) const;
   // NOT_FOUND with the name when absent.

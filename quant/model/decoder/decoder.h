@@ -18,6 +18,7 @@
 #include "quant/model/checkpoint/config.h"
 #include "quant/model/checkpoint/safetensors.h"
 #include "quant/model/decoder/input_group.h"
+#include "quant/model/decoder/linears.h"
 
 namespace nibble {
 
@@ -44,13 +45,6 @@ struct DecoderEnds {
   at::Tensor project_out;           // f32 [embed_dim, hidden]
   std::optional<NormWeights> norm;  // final norm
   at::Tensor head;                  // f32 [vocab, embed_dim]; the embedding when tied
-};
-
-// A decoder linear's name and shape, known without its data.
-struct LinearInfo {
-  std::string name;
-  int64_t rows = 0;
-  int64_t cols = 0;
 };
 
 // Opens a checkpoint or artifact folder and builds its parts on demand. An artifact is recognised

@@ -13,61 +13,9 @@
 namespace nibble {
 namespace {
 
-// A family's names in Hugging Face checkpoints.
-struct LinearName {
-  const char* suffix;
-  InputGroup input;
-};
-constexpr LinearName kLlamaLinears[] = {
-    {"self_attn.q_proj", InputGroup::kAttentionIn}, {"self_attn.k_proj", InputGroup::kAttentionIn},
-    {"self_attn.v_proj", InputGroup::kAttentionIn}, {"self_attn.o_proj", InputGroup::kAttentionOut},
-    {"mlp.gate_proj", InputGroup::kMlpIn},          {"mlp.up_proj", InputGroup::kMlpIn},
-    {"mlp.down_proj", InputGroup::kMlpOut}};
-constexpr LinearName kOptLinears[] = {{"self_attn.q_proj", InputGroup::kAttentionIn},
-                                      {"self_attn.k_proj", InputGroup::kAttentionIn},
-                                      {"self_attn.v_proj", InputGroup::kAttentionIn},
-                                      {"self_attn.out_proj", InputGroup::kAttentionOut},
-                                      {"fc1", InputGroup::kMlpIn},
-                                      {"fc2", InputGroup::kMlpOut}};
-
-absl::Span<const LinearName> LinearNames(Family family) {
-  if (family == Family::kOpt) return kOptLinears;
-  return kLlamaLinears;
-}
-
-// {rows, cols} of a linear, by its input and name.
-std::pair<int64_t, int64_t> LinearShape(const ModelConfig& config, const LinearName& linear) {
-  const std::string_view suffix = linear.suffix;
-  const int64_t q_width = config.heads * config.head_dim;
-  switch (linear.input) {
-    case InputGroup::kAttentionIn:
-      return {suffix == "self_attn.q_proj" ? q_width : config.kv_heads * config.head_dim,
-              config.hidden};
-    case InputGroup::kAttentionOut:
-      return {config.hidden, q_width};
-    case InputGroup::kMlpIn:
-      return {config.intermediate, config.hidden};
-    case InputGroup::kMlpOut:
-      return {config.hidden, config.intermediate};
-  }
-  return {0, 0};
-}
-
 bool HasBias(const ModelConfig& config, InputGroup input) {
   const bool attention = input == InputGroup::kAttentionIn || input == InputGroup::kAttentionOut;
   return attention ? config.attention_bias : config.mlp_bias;
-}
-
-// "model." / "model.decoder." / "decoder.": what stands before "layers.0." in this checkpoint.
-absl::StatusOr<std::string> FindPrefix(const TensorSource& tensors, Family family) {
-  const char* llama[] = {"model.", ""};
-  const char* opt[] = {"model.decoder.", "decoder."};
-  for (const char* prefix : family == Family::kOpt ? opt : llama) {
-    if (tensors.Contains(StrCat(prefix, "embed_tokens.weight"))) return std::string(prefix);
-  }
-  return absl::NotFoundError(StrCat("tensor embed_tokens.weight: found none with prefix '",
-                                    family == Family::kOpt ? opt[0] : llama[0], "' or '",
-                                    family == Family::kOpt ? opt[1] : llama[1], "'"));
 }
 
 class TensorReader {
@@ -114,12 +62,11 @@ bool IsExcluded(const ArtifactSpec& artifact, const std::string& name) {
          artifact.excluded.end();
 }
 
-absl::StatusOr<LayerLinear> ReadLinear(const ModelConfig& config, const LinearName& linear,
-                                       const std::string& name, const TensorSource& tensors,
-                                       const TensorReader& reader,
+absl::StatusOr<LayerLinear> ReadLinear(const ModelConfig& config, const LinearInfo& linear,
+                                       const TensorSource& tensors, const TensorReader& reader,
                                        const std::optional<ArtifactSpec>& artifact) {
-  const auto [rows, cols] = LinearShape(config, linear);
-  LayerLinear out{name, linear.input, {}, std::nullopt};
+  const auto& [name, input, layer, rows, cols] = linear;
+  LayerLinear out{name, input, {}, std::nullopt};
   const bool quantized = artifact && !IsExcluded(*artifact, name);
   if (quantized && artifact->weights) {
     NIBBLE_ASSIGN_OR_RETURN(const QuantizedMatrix matrix,
@@ -134,7 +81,7 @@ absl::StatusOr<LayerLinear> ReadLinear(const ModelConfig& config, const LinearNa
       NIBBLE_RETURN_IF_ERROR(reader.ReadLorc(name, rows, cols, artifact->lorc_rank, out.weights));
     }
   }
-  if (HasBias(config, linear.input)) {
+  if (HasBias(config, input)) {
     NIBBLE_ASSIGN_OR_RETURN(out.weights.bias, reader.Read(StrCat(name, ".bias"), {rows}));
   }
   return out;
@@ -168,15 +115,7 @@ absl::StatusOr<std::unique_ptr<DecoderLoader>> DecoderLoader::Open(
 }
 
 absl::StatusOr<std::vector<LinearInfo>> DecoderLoader::Linears() const {
-  NIBBLE_ASSIGN_OR_RETURN(const std::string prefix, FindPrefix(*tensors_, config_.family));
-  std::vector<LinearInfo> infos;
-  for (int64_t layer = 0; layer < config_.layers; ++layer) {
-    for (const LinearName& linear : LinearNames(config_.family)) {
-      const auto [rows, cols] = LinearShape(config_, linear);
-      infos.push_back({StrCat(prefix, "layers.", layer, ".", linear.suffix), rows, cols});
-    }
-  }
-  return infos;
+  return DecoderLinears(config_, *tensors_);
 }
 
 absl::StatusOr<DecoderLayer> DecoderLoader::LoadLayer(int64_t index) const {
@@ -192,10 +131,9 @@ absl::StatusOr<DecoderLayer> DecoderLoader::LoadLayer(int64_t index) const {
     NIBBLE_ASSIGN_OR_RETURN(
         layer.mlp_norm, reader.ReadNorm(config_, StrCat(base, opt ? "final_layer_norm"
                                                                   : "post_attention_layernorm")));
-    for (const LinearName& linear : LinearNames(config_.family)) {
-      NIBBLE_ASSIGN_OR_RETURN(
-          LayerLinear read,
-          ReadLinear(config_, linear, StrCat(base, linear.suffix), *tensors_, reader, artifact_));
+    for (const LinearInfo& linear : LayerLinears(config_, prefix, index)) {
+      NIBBLE_ASSIGN_OR_RETURN(LayerLinear read,
+                              ReadLinear(config_, linear, *tensors_, reader, artifact_));
       layer.linears.push_back(std::move(read));
     }
     return layer;

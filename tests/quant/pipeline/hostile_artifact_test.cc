@@ -18,7 +18,7 @@ namespace {
 
 using ::testing::HasSubstr;
 
-constexpr char kWeights[] = "model-00001-of-00001.safetensors";
+constexpr char kWeights[] = "model-00001-of-00002.safetensors";  // the layer's
 constexpr char kUpProj[] = "model.layers.0.mlp.up_proj";
 
 class HostileArtifactTest : public testing::Test {
@@ -44,10 +44,10 @@ class HostileArtifactTest : public testing::Test {
     }
     return tensors;
   }
-  // With sums that match.
+  // As the one file that is read before any shards, with a sum that matches.
   void Write(const std::vector<NamedTensor>& tensors) {
-    ASSERT_TRUE(WriteSafetensors(artifact_ / kWeights, tensors).ok());
-    ForgeSum(kWeights);
+    ASSERT_TRUE(WriteSafetensors(artifact_ / "model.safetensors", tensors).ok());
+    ForgeSum("model.safetensors");
   }
   void ForgeSum(const std::string& file) {
     Json manifest = ReadJsonFile(artifact_ / "nibble.json").value();

@@ -11,6 +11,7 @@
 #include "quant/model/checkpoint/artifact.h"
 #include "quant/model/checkpoint/json.h"
 #include "quant/model/decoder/decoder.h"
+#include "tests/fixtures/artifacts.h"
 #include "tests/fixtures/tiny_llama.h"
 #include "tests/temp_folder.h"
 
@@ -98,7 +99,7 @@ TEST_F(PipelineTest, TheReportCountsWhatIsStored) {
     for (const LinearReport& linear : layer.linears) {
       EXPECT_GT(linear.output_error, 0) << linear.name;
       EXPECT_LT(linear.output_error, 0.1) << linear.name;
-      sum += linear.output_error;
+      sum += linear.output_error.value();
     }
   }
   EXPECT_DOUBLE_EQ(summary->mean_output_error, sum / (7 * kLayers));
@@ -140,14 +141,13 @@ TEST_F(PipelineTest, TheManifestNamesInputsAndFilesByTheirSums) {
 
 TEST_F(PipelineTest, TheSameJobGivesTheSameBytes) {
   spec_.lorc_rank = 2;
-  const auto sums = [&] {
+  const auto content = [&] {
     EXPECT_TRUE(Run(spec_).ok());
-    Json files = ReadJson("nibble.json")["files"];
-    files.erase("report.json");  // has times
+    Json made = ArtifactContent(artifact_);
     std::filesystem::remove_all(artifact_);
-    return files;
+    return made;
   };
-  EXPECT_EQ(sums(), sums());
+  EXPECT_EQ(content(), content());
 }
 
 TEST_F(PipelineTest, GptqErrsLessThanRtnAndLorcLessThanNone) {
@@ -222,27 +222,6 @@ TEST_F(PipelineTest, TheLastGroupOfARowMayBeShort) {
   }
 }
 
-TEST_F(PipelineTest, AStopAtAnyMomentLeavesNothing) {
-  int calls = 0;
-  ASSERT_TRUE(QuantizeModel(spec_, checkpoint_, artifact_, [&](const Progress&) {
-                ++calls;
-                return absl::OkStatus();
-              }).ok());
-  std::filesystem::remove_all(artifact_);
-  // The start and the writing; in each layer a calibration batch, seven linears, the batch again
-  // with the quantized weights, the end.
-  EXPECT_EQ(calls, 2 + kLayers * (1 + 7 + 1 + 1));
-  for (int stop = 0; stop < calls; ++stop) {
-    int call = 0;
-    const auto stopped = QuantizeModel(spec_, checkpoint_, artifact_, [&](const Progress&) {
-      return call++ == stop ? absl::CancelledError("enough") : absl::OkStatus();
-    });
-    EXPECT_EQ(stopped.status().code(), absl::StatusCode::kCancelled) << "stop " << stop;
-    EXPECT_EQ(call, stop + 1);
-    EXPECT_TRUE(NothingLeft()) << "stop " << stop;
-  }
-}
-
 TEST_F(PipelineTest, WhatCannotWorkIsRefusedByField) {
   const auto refuse = [&](const std::function<void(QuantizeSpec&)>& change,
                           const std::string& words) {
@@ -289,7 +268,6 @@ TEST_F(PipelineTest, ABadWeightIsNamed) {
                         return absl::OkStatus();
                       }).status();
   EXPECT_THAT(status.message(), HasSubstr("model.layers.0.mlp.up_proj"));
-  EXPECT_TRUE(NothingLeft());
 }
 
 }  // namespace

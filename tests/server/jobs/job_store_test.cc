@@ -34,6 +34,9 @@ class JobStoreTest : public testing::Test {
   }
   Job Submit(const NewJob& request) { return store_->Submit(request).value().job; }
   Job Claim() { return store_->Claim("w").value().value(); }
+  absl::StatusOr<std::vector<Job>> TakeBack(Interruption interruption, std::string_view reason) {
+    return store_->TakeBack(interruption, reason, [](const Job&) { return absl::OkStatus(); });
+  }
   static Lease LeaseOf(const Job& job) { return {job.id, job.attempt}; }
   absl::StatusCode CodeOf(const absl::Status& status) { return status.code(); }
 
@@ -129,7 +132,8 @@ TEST_F(JobStoreTest, EventsAreSequencedAndResumable) {
   const Job job = Submit(Request("out"));
   Claim();
   for (int layer = 1; layer <= 3; ++layer) {
-    ASSERT_TRUE(store_->Report({job.id, 1}, {2, layer, 3, 0.25, 1.5}, "", "report").ok());
+    const JobProgress progress = {2, layer, 3, 0.25, 1.5, 3.0 - layer};
+    ASSERT_TRUE(store_->Report({job.id, 1}, progress, "", "report").ok());
   }
   ASSERT_TRUE(store_->Succeed({job.id, 1}, "summary").ok());
   const auto events = store_->Events(job.id, 0, 100).value();
@@ -145,6 +149,8 @@ TEST_F(JobStoreTest, EventsAreSequencedAndResumable) {
   EXPECT_EQ(events[3].progress.layers, 3);
   EXPECT_EQ(events[3].progress.mean_output_error, 0.25);
   EXPECT_EQ(events[3].progress.seconds, 1.5);
+  EXPECT_EQ(events[0].progress.seconds_left, std::nullopt);
+  EXPECT_EQ(events[4].progress.seconds_left, 0);
   EXPECT_EQ(events[3].layer, "report");
 
   const auto rest = store_->Events(job.id, 4, 1).value();
@@ -162,7 +168,7 @@ TEST_F(JobStoreTest, EventsAreSequencedAndResumable) {
 TEST_F(JobStoreTest, AnOlderAttemptIsFencedOff) {
   const Job job = Submit(Request("out"));
   const Lease old = LeaseOf(Claim());
-  ASSERT_EQ(store_->TakeBack(Interruption::kLost, "worker died").value().size(), 1u);
+  ASSERT_EQ(TakeBack(Interruption::kLost, "worker died").value().size(), 1u);
   const Lease current = LeaseOf(Claim());
   EXPECT_EQ(current.attempt, 2);
 
@@ -182,7 +188,7 @@ TEST_F(JobStoreTest, TheThirdLostAttemptFailsTheJob) {
   const Job job = Submit(Request("out"));
   for (int attempt = 1; attempt <= 3; ++attempt) {
     EXPECT_EQ(Claim().attempt, attempt);
-    const auto jobs = store_->TakeBack(Interruption::kLost, "worker was killed").value();
+    const auto jobs = TakeBack(Interruption::kLost, "worker was killed").value();
     ASSERT_EQ(jobs.size(), 1u);
     EXPECT_EQ(jobs[0].state, attempt < 3 ? JobState::kQueued : JobState::kFailed);
   }
@@ -198,7 +204,7 @@ TEST_F(JobStoreTest, DrainingCountsAttemptsButNotLosses) {
     const Lease lease = LeaseOf(Claim());
     EXPECT_EQ(lease.attempt, attempt);
     if (attempt % 2 == 0) {
-      ASSERT_TRUE(store_->TakeBack(Interruption::kDrained, "the daemon stops").ok());
+      ASSERT_TRUE(TakeBack(Interruption::kDrained, "the daemon stops").ok());
     } else {
       ASSERT_TRUE(store_->Release(lease, "the daemon stops").ok());
     }
@@ -231,10 +237,10 @@ TEST_F(JobStoreTest, ACancelledJobIsNotRetried) {
     const Lease lease = LeaseOf(Claim());
     ASSERT_TRUE(store_->Cancel(job.id).ok());
     if (way == 0) {
-      ASSERT_TRUE(store_->TakeBack(Interruption::kLost, "died").ok());
+      ASSERT_TRUE(TakeBack(Interruption::kLost, "died").ok());
     }
     if (way == 1) {
-      ASSERT_TRUE(store_->TakeBack(Interruption::kDrained, "stops").ok());
+      ASSERT_TRUE(TakeBack(Interruption::kDrained, "stops").ok());
     }
     if (way == 2) {
       ASSERT_TRUE(store_->Release(lease, "stops").ok());

@@ -89,7 +89,8 @@ TEST_F(SupervisorTest, AKilledWorkersJobIsQueuedAgainAndFailsAtTheThirdLoss) {
     EXPECT_EQ(Claim().attempt, attempt);
     supervisor_->WakeWorker();
     Await(id, attempt);
-    EXPECT_FALSE(std::filesystem::exists(staging()));
+    // The next attempt goes on from what is staged; after the last one nothing is left.
+    EXPECT_EQ(std::filesystem::exists(staging()), attempt < 3);
     EXPECT_EQ(store_->Get(id).value().state, attempt < 3 ? JobState::kQueued : JobState::kFailed);
   }
   Await("ready", 4);  // a worker lives again
@@ -136,7 +137,20 @@ TEST_F(SupervisorTest, TakesBackTheJobsOfAnEarlierDaemon) {
   Start("read line");
   EXPECT_EQ(store_->Get(id).value().state, JobState::kQueued);
   EXPECT_EQ(store_->Get(id).value().attempt, 2);
-  EXPECT_FALSE(std::filesystem::exists(staging()));
+  EXPECT_TRUE(std::filesystem::exists(staging()));
+}
+
+TEST_F(SupervisorTest, RemovesWhatNoLiveJobGoesOnFrom) {
+  Submit();
+  Claim();
+  std::filesystem::create_directory(artifacts() / ".staging-of-an-ended-job");
+  std::filesystem::create_directory(artifacts() / "out");  // committed, but nobody was told
+  std::filesystem::create_directory(artifacts() / "other");
+  Start("read line");
+  EXPECT_FALSE(std::filesystem::exists(artifacts() / ".staging-of-an-ended-job"));
+  EXPECT_FALSE(std::filesystem::exists(artifacts() / "out"));
+  EXPECT_TRUE(std::filesystem::exists(artifacts() / "other"));
+  EXPECT_TRUE(std::filesystem::exists(staging()));
 }
 
 TEST_F(SupervisorTest, StoppingEndsTheWorkersInputAndKeepsItsJob) {
