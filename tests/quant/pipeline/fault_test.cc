@@ -118,7 +118,7 @@ TEST_F(FaultTest, ADeviceOutOfMemory) {
   const absl::Status status = Run([&](const Progress& progress) {
     if (progress.phase == Phase::kQuantizing && ++steps == 3) {
       // As LibTorch's allocators do.
-      throw c10::OutOfMemoryError({__func__, __FILE__, __LINE__},
+      throw c10::OutOfMemoryError({"Allocate", __FILE__, __LINE__},
                                   "CUDA out of memory. Tried to allocate 2.00 GiB.");
     }
   });
