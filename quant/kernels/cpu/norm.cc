@@ -1,6 +1,7 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
+#include "quant/kernels/device/true_values.h"
 #include "quant/kernels/kernels.h"
 
 namespace nibble {
@@ -13,15 +14,21 @@ at::Tensor InverseRms(const at::Tensor& x, double eps) {
   return at::rsqrt(x.square().mean(-1, /*keepdim=*/true) + eps);
 }
 
-}  // namespace
-
-at::Tensor Normalize(const NormWeights& norm, const at::Tensor& x) {
+// In f32.
+at::Tensor NormalizeWide(const NormWeights& norm, const at::Tensor& x) {
   if (IsRmsNorm(norm)) return x * InverseRms(x, norm.eps) * norm.gain;
   return at::layer_norm(x, {x.size(-1)}, norm.gain, norm.bias, norm.eps);
 }
 
+}  // namespace
+
+at::Tensor Normalize(const NormWeights& norm, const at::Tensor& x) {
+  return NormalizeWide(norm, x.to(at::kFloat)).to(x.scalar_type());
+}
+
 at::Tensor RoundActivations(const std::optional<ActivationSpec>& spec, const at::Tensor& x) {
   if (!spec) return x;
+  if (x.is_cuda()) return RoundRowsOnCuda(*spec, x);
   at::Tensor rounded = x.contiguous().clone();
   const int64_t width = rounded.size(-1);
   float* data = rounded.data_ptr<float>();
@@ -35,8 +42,12 @@ at::Tensor RoundActivations(const std::optional<ActivationSpec>& spec, const at:
 
 at::Tensor NormalizeAndRound(const NormWeights& norm, const std::optional<ActivationSpec>& spec,
                              const at::Tensor& x) {
-  if (!IsRmsNorm(norm) || !spec) return RoundActivations(spec, Normalize(norm, x));
-  return RoundActivations(spec, x * norm.gain) * InverseRms(x, norm.eps);
+  const at::Tensor wide = x.to(at::kFloat);
+  if (!IsRmsNorm(norm) || !spec) {
+    return RoundActivations(spec, NormalizeWide(norm, wide)).to(x.scalar_type());
+  }
+  const at::Tensor rounded = RoundActivations(spec, wide * norm.gain);
+  return (rounded * InverseRms(wide, norm.eps)).to(x.scalar_type());
 }
 
 }  // namespace nibble
