@@ -17,14 +17,13 @@ struct Perplexity {
   int64_t targets = 0;  // tokens scored
 };
 
-// Scores each window, of at least 2 tokens, on all but its first token; negative log likelihoods are
-// summed in f64. INVALID_ARGUMENT when there are no windows.
+// Scores each window, of at least 2 tokens, on all but its first token; negative log likelihoods
+// are summed in f64. INVALID_ARGUMENT when there are no windows.
 absl::StatusOr<Perplexity> EvaluatePerplexity(const Decoder& decoder,
                                               absl::Span<const std::vector<int32_t>> windows);
 
 // The windows of a corpus file, by the tokenizer of `model`, whole: see ReadCorpus and CutWindows.
 absl::StatusOr<std::vector<std::vector<int32_t>>> EvaluationWindows(
-    const std::filesystem::path& model, const std::filesystem::path& corpus,
-    int64_t window_tokens);
+    const std::filesystem::path& model, const std::filesystem::path& corpus, int64_t window_tokens);
 
 }  // namespace nibble

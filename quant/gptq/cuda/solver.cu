@@ -227,8 +227,7 @@ constexpr int kSolveBytes =
 absl::Status Check(std::string_view kernel, const DeviceShape& shape, const float* weights,
                    const DeviceRowScales& scales) {
   NIBBLE_RETURN_IF_ERROR(shape.spec.Validate());
-  if (shape.rows <= 0 || shape.rows > INT32_MAX || shape.cols <= 0 ||
-      shape.cols > INT32_MAX) {
+  if (shape.rows <= 0 || shape.rows > INT32_MAX || shape.cols <= 0 || shape.cols > INT32_MAX) {
     return absl::InvalidArgumentError(StrCat(kernel, ": found shape [", shape.rows, ", ",
                                              shape.cols, "], expected positive sizes"));
   }

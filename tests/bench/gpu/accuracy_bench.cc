@@ -41,9 +41,10 @@ absl::Status Row(const Options& options, const Device& device, const std::string
     if (spec.weights) spec.calibration = options.calibration;
     model = options.folder / "artifact";
     fs::remove_all(model);
-    NIBBLE_RETURN_IF_ERROR(QuantizeModel(spec, options.model, model, [](const Progress&) {
-                             return absl::OkStatus();
-                           }, device).status());
+    NIBBLE_RETURN_IF_ERROR(
+        QuantizeModel(
+            spec, options.model, model, [](const Progress&) { return absl::OkStatus(); }, device)
+            .status());
   }
   const double quantized = SecondsSince(began);
   NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<Decoder> decoder,

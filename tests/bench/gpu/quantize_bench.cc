@@ -126,8 +126,7 @@ absl::Status Run(const Options& options) {
   NIBBLE_RETURN_IF_ERROR(WriteSyntheticModel(shape, model));
   NIBBLE_RETURN_IF_ERROR(
       WriteSyntheticCorpus(options.windows * options.window, spec.calibration.corpus));
-  const double billions =
-      static_cast<double>(shape.layers * shape.linear_parameters()) * 1e-9;
+  const double billions = static_cast<double>(shape.layers * shape.linear_parameters()) * 1e-9;
   std::printf("%s, %" PRId64 " layers, %.3f G linear parameters, random weights made in %.1f s\n",
               options.shape.c_str(), shape.layers, billions,
               absl::ToDoubleSeconds(absl::Now() - began));
