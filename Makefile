@@ -5,7 +5,7 @@ SHELL := /bin/bash
 # A file that includes LibTorch takes up to 3 GiB to compile.
 JOBS ?= $(shell awk -v cores=$$(nproc) '/MemAvailable/ {m = int($$2 / 3145728); if (m < 1) m = 1; print m < cores ? m : cores}' /proc/meminfo)
 
-.PHONY: help deps build demo test lint fuzz cuda wheel clean
+.PHONY: help deps build demo test lint fuzz cuda test-gpu wheel clean
 
 help:
 	@echo "make demo   install, build, quantize SmolLM2 by a job, evaluate it and stream an answer"
@@ -13,7 +13,8 @@ help:
 	@echo "make build  install and build into build/cpu/bin"
 	@echo "make lint   clang-format and clang-tidy"
 	@echo "make fuzz   every fuzzer for 60 s"
-	@echo "make cuda   compile the CUDA kernels (needs no GPU)"
+	@echo "make cuda   compile the CUDA kernels, forward and quantizer (needs no GPU)"
+	@echo "make test-gpu  the same, and run their tests (needs a GPU and PyTorch's CUDA libraries)"
 	@echo "make wheel  build the Python client's wheel into build/wheel"
 	@echo "make clean  remove build/"
 
@@ -42,6 +43,9 @@ fuzz: deps
 cuda:
 	@docker/install-deps --with-cuda
 	docker/build-cuda
+
+test-gpu: cuda
+	ctest --preset cuda
 
 wheel: deps
 	client/python/make-wheel build/wheel

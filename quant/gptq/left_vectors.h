@@ -7,8 +7,10 @@ namespace nibble {
 
 // Of a matrix M [N, K], in M's type.
 struct LeftVectors {
-  at::Tensor vectors;  // [N, r], orthonormal; zero where the singular value is 0
-  at::Tensor values;   // [r], falling
+  // [N, r], orthonormal; zero where the singular value is 0, iterated: too small for f32 to see
+  // beside the largest.
+  at::Tensor vectors;
+  at::Tensor values;  // [r], falling
 };
 
 // From the eigenvectors of the smaller of M M^T and M^T M. m: f64, which holds the square of every

@@ -51,8 +51,8 @@ absl::StatusOr<at::Tensor> MapFile(const std::filesystem::path& folder, int64_t 
 }  // namespace
 
 std::string_view StatesPlaceName(StatesPlace place) {
-  if (place == StatesPlace::kDevice) return "device";
-  return place == StatesPlace::kPinnedHost ? "pinned_host" : "file";
+  if (place == StatesPlace::kDevice) return "device memory";
+  return place == StatesPlace::kPinnedHost ? "pinned host memory" : "a file";
 }
 
 StatesBudget FreeStatesBudget(at::Device device) {

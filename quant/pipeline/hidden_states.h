@@ -13,7 +13,8 @@ namespace nibble {
 
 // Where they lie: with the layers (for the CPU, its memory), in page-locked host memory, in a file.
 enum class StatesPlace { kDevice, kPinnedHost, kFile };
-std::string_view StatesPlaceName(StatesPlace place);  // "device" "pinned_host" "file"
+// "device memory", "pinned host memory", "a file".
+std::string_view StatesPlaceName(StatesPlace place);
 
 // What of each kind of memory they may take, bytes.
 struct StatesBudget {

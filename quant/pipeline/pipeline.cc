@@ -104,7 +104,10 @@ class ModelQuantizer {
     if (calibrates()) {
       NIBBLE_ASSIGN_OR_RETURN(calibration_, Calibration::Embed(spec_.calibration, checkpoint_,
                                                                loader_, StagingFolder(artifact_)));
-      report_.SetStatesPlace(std::string(StatesPlaceName(calibration_.states_place())));
+      if (const StatesPlace place = calibration_.states_place(); place != StatesPlace::kDevice) {
+        NIBBLE_RETURN_IF_ERROR(
+            Say(Phase::kLoading, nullptr, StrCat("hidden states lie in ", StatesPlaceName(place))));
+      }
       for (const FinishedLayer& layer : writer.layers()) {
         NIBBLE_RETURN_IF_ERROR(PassThrough(layer, writer));
       }

@@ -130,7 +130,6 @@ Json ModelReport::ToJson(double seconds) const {
           {"mean_output_error", calibrated_linears_ > 0 ? Json(summary.mean_output_error) : Json()},
           {"parameters", linear_weights_ + rest_weights_},
           {"seconds", seconds},
-          {"hidden_states", states_place_.empty() ? Json() : Json(states_place_)},
           {"layers", layers_}};
 }
 

@@ -4,7 +4,6 @@
 
 #include <set>
 #include <string>
-#include <utility>
 
 #include "absl/status/statusor.h"
 #include "quant/model/checkpoint/json.h"
@@ -25,9 +24,6 @@ class ModelReport {
   // Weights that stay in bf16 beside the layers' linears.
   void AddRest(int64_t weights) { rest_weights_ += weights; }
 
-  // Where the calibration's hidden states lay, StatesPlaceName.
-  void SetStatesPlace(std::string place) { states_place_ = std::move(place); }
-
   double MeanOutputError() const;  // 0 where nothing was calibrated
   double MeanLayerSeconds() const;
   // Without bytes and seconds.
@@ -41,7 +37,6 @@ class ModelReport {
   int64_t linear_weights_ = 0;
   int64_t rest_weights_ = 0;
   double layer_seconds_ = 0;
-  std::string states_place_;
   Json layers_ = Json::array();
 };
 

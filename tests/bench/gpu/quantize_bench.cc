@@ -66,10 +66,11 @@ class Stopwatch {
 
   void Print() const {
     for (const auto& [what, seconds] : seconds_) {
-      std::printf("  %-22s %8.2f s\n", what.c_str(), seconds);
+      std::printf("  %-30s %8.2f s\n", what.c_str(), seconds);
     }
-    std::printf("  %-22s %8.2f GiB\n", "peak device memory", Gib(peak_device_));
-    std::printf("  %-22s %8.2f GiB\n", "peak anonymous memory", Gib(anonymous_));
+    std::printf("  %-30s %8.2f s\n", "of it the linears", solve_seconds_);
+    std::printf("  %-30s %8.2f GiB\n", "peak device memory", Gib(peak_device_));
+    std::printf("  %-30s %8.2f GiB\n", "peak anonymous memory", Gib(anonymous_));
   }
 
  private:
@@ -137,7 +138,7 @@ absl::Status Run(const Options& options) {
       const QuantizeSummary summary,
       QuantizeModel(spec, model, options.folder / "artifact", std::ref(stopwatch), device));
   stopwatch.Print();
-  std::printf("  %-22s %8.2f s, %.2f s a billion parameters\n", "in all", summary.seconds,
+  std::printf("  %-30s %8.2f s, %.2f s a billion parameters\n", "in all", summary.seconds,
               summary.seconds / billions);
   std::printf("  mean output error %.5f, %.3f bits a linear weight\n", summary.mean_output_error,
               summary.linear_bits_per_weight);

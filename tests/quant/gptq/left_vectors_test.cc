@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <string>
+#include <vector>
 
 #include "tests/quant/gptq/test_util.h"
 
@@ -23,42 +25,45 @@ at::Tensor Decaying(int64_t rows, int64_t cols, double power, uint64_t seed) {
   return (left * values).mm(right.t()).contiguous();
 }
 
-void ExpectNearlyTheBest(const at::Tensor& m, int64_t rank, const std::string& what) {
-  const LeftVectors exact = ExactLeftVectors(m.to(at::kDouble), rank);
-  const LeftVectors iterated = IteratedLeftVectors(m, rank);
-  const double best = Captured(m, exact.vectors);
-  EXPECT_GT(Captured(m, iterated.vectors), (1 - 1e-3) * best) << what << " rank " << rank;
-  EXPECT_NEAR(iterated.values.square().sum().item<double>(), best, 2e-3 * best)
-      << what << " rank " << rank;
-  const at::Tensor overlap = iterated.vectors.t().mm(iterated.vectors);
-  EXPECT_LT((overlap - at::eye(rank)).abs().max().item<double>(), 1e-3) << what;
+void ExpectNearlyTheBest(const at::Tensor& m, const std::vector<int64_t>& ranks,
+                         const std::string& what) {
+  const LeftVectors exact = ExactLeftVectors(m.to(at::kDouble), ranks.back());
+  for (const int64_t rank : ranks) {
+    SCOPED_TRACE(testing::Message() << what << " rank " << rank);
+    const LeftVectors iterated = IteratedLeftVectors(m, rank);
+    const double best = exact.values.slice(0, 0, rank).square().sum().item<double>();
+    EXPECT_GT(Captured(m, iterated.vectors), (1 - 1e-3) * best);
+    EXPECT_NEAR(iterated.values.square().sum().item<double>(), best, 1e-3 * best);
+    // Orthonormal; a vector is zero at most where f32 does not see its value beside the largest.
+    at::Tensor overlap = iterated.vectors.t().mm(iterated.vectors);
+    const at::Tensor seen = iterated.values > 1e-5 * iterated.values[0];
+    EXPECT_LT((overlap.diagonal() - 1).masked_select(seen).abs().max().item<double>(), 1e-3);
+    overlap.fill_diagonal_(0);
+    EXPECT_LT(overlap.abs().max().item<double>(), 1e-3);
+  }
 }
 
 // The hardest: no gap at all between the values that are wanted and the next.
 TEST(IteratedLeftVectorsTest, RandomMatrices) {
-  for (const auto& [rows, cols] :
-       {std::pair<int64_t, int64_t>{900, 640}, {640, 900}, {1000, 1000}}) {
-    const at::Tensor m = RandomNormal(rows, cols, 3);
-    for (const int64_t rank : {1, 8, 32, 128}) ExpectNearlyTheBest(m, rank, "random");
-  }
+  ExpectNearlyTheBest(RandomNormal(640, 420, 3), {1, 8, 64}, "tall");
+  ExpectNearlyTheBest(RandomNormal(420, 640, 3), {1, 8, 64}, "wide");
+  ExpectNearlyTheBest(RandomNormal(500, 500, 3), {8, 128}, "square");
 }
 
 TEST(IteratedLeftVectorsTest, DecayingSpectra) {
   for (const double power : {0.1, 0.5, 1.0, 3.0}) {
-    const at::Tensor m = Decaying(700, 520, power, 4);
-    for (const int64_t rank : {1, 8, 64}) {
-      ExpectNearlyTheBest(m, rank, "decaying with power " + std::to_string(power));
-    }
+    ExpectNearlyTheBest(Decaying(500, 400, power, 4), {1, 8, 64},
+                        "decaying with power " + std::to_string(power));
   }
 }
 
 TEST(IteratedLeftVectorsTest, FewerValuesThanWanted) {
-  const at::Tensor m = RandomNormal(600, 2, 5).mm(RandomNormal(2, 700, 6));
+  const at::Tensor m = RandomNormal(300, 2, 5).mm(RandomNormal(2, 400, 6));
   const LeftVectors left = IteratedLeftVectors(m, 8);
   EXPECT_NEAR(Captured(m, left.vectors), m.square().sum(at::kDouble).item<double>(),
               1e-3 * m.square().sum().item<double>());
   EXPECT_TRUE(left.vectors.isfinite().all().item<bool>());
-  const LeftVectors nothing = IteratedLeftVectors(at::zeros({600, 700}), 8);
+  const LeftVectors nothing = IteratedLeftVectors(at::zeros({300, 400}), 8);
   EXPECT_EQ(nothing.values.abs().max().item<float>(), 0);
   EXPECT_TRUE(nothing.vectors.isfinite().all().item<bool>());
 }

@@ -1,5 +1,3 @@
-#include "quant/kernels/device/true_values.h"
-
 #include <cuda_bf16.h>
 
 #include <vector>
@@ -7,6 +5,7 @@
 #include "quant/kernels/cuda/dequantize.h"
 #include "quant/kernels/cuda/rounding.h"
 #include "quant/kernels/device/launch.h"
+#include "quant/kernels/device/true_values.h"
 
 namespace nibble {
 namespace {
