@@ -65,7 +65,7 @@ class LayerQuantizer {
     for (NamedTensor& tensor : QuantizedMatrixTensors(linear.name, quantized.matrix)) {
       out.tensors.push_back(std::move(tensor));
     }
-    const at::Tensor values = Dequantize(quantized.matrix, original.options());
+    at::Tensor values = Dequantize(quantized.matrix, original.options());
     linear.weights.weight = values.to(linear.weights.weight.scalar_type());
     if (spec_.lorc_rank == 0) return values;
     NIBBLE_RETURN_IF_ERROR(AddLorc(linear, original - values, report, out));
