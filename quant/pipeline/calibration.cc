@@ -18,8 +18,8 @@ std::vector<Batch> MakeBatches(const std::vector<std::vector<int32_t>>& windows)
   std::vector<Batch> batches;
   for (const std::vector<int32_t>& window : windows) {
     const int64_t length = static_cast<int64_t>(window.size());
-    if (batches.empty() || static_cast<int64_t>(batches.back().tokens.size()) + length >
-                               BatchTokens(length)) {
+    if (batches.empty() ||
+        static_cast<int64_t>(batches.back().tokens.size()) + length > BatchTokens(length)) {
       batches.emplace_back();
     }
     Batch& batch = batches.back();

@@ -10,10 +10,10 @@ constexpr int64_t kMiB = int64_t{1} << 20;
 
 // A process with LibTorch, its libraries' buffers and a spec, before it has read a tensor.
 constexpr int64_t kCpuProcess = 384 * kMiB;
-constexpr int64_t kGpuProcess = 2048 * kMiB;   // CUDA's libraries are large
-constexpr int64_t kGpuContext = 1024 * kMiB;   // on the device: context, cuBLAS and cuSOLVER
-constexpr int64_t kTextFactor = 12;            // tokenizer.json, parsed
-constexpr int64_t kCorpusFactor = 10;          // the text, its copy, pieces and a token for each byte
+constexpr int64_t kGpuProcess = 2048 * kMiB;  // CUDA's libraries are large
+constexpr int64_t kGpuContext = 1024 * kMiB;  // on the device: context, cuBLAS and cuSOLVER
+constexpr int64_t kTextFactor = 12;           // tokenizer.json, parsed
+constexpr int64_t kCorpusFactor = 10;  // the text, its copy, pieces and a token for each byte
 
 int64_t Squared(int64_t n) { return n * n; }
 
