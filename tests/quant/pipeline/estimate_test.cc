@@ -20,8 +20,8 @@ namespace {
 
 using std::filesystem::path;
 
-constexpr Place kTwoCores = {.gpu = false, .threads = 2};
-constexpr Place kHopper = {.gpu = true, .threads = 16};
+constexpr Place kTwoCores = {.device = {}, .threads = 2};
+constexpr Place kHopper = {.device = {.type = Device::Type::kCuda}, .threads = 16};
 
 void WriteCorpus(const path& file) {
   std::ofstream corpus(file);
@@ -208,7 +208,7 @@ TEST_F(EstimateTest, ItGrowsWithWhatTheJobIsMadeOf) {
   EXPECT_GT(longer.seconds, 1.5 * base.seconds);
   EXPECT_LT(longer.seconds, 2 * base.seconds);
 
-  EXPECT_LT(Estimate(spec, {.gpu = false, .threads = 4}).seconds, 0.6 * base.seconds);
+  EXPECT_LT(Estimate(spec, {.device = {}, .threads = 4}).seconds, 0.6 * base.seconds);
   EXPECT_LT(Estimate(spec, kHopper).seconds, 0.1 * base.seconds);
 
   QuantizeSpec rounded = spec;
