@@ -84,8 +84,8 @@ struct LinearCall {
   bool overlap_previous = false;
 };
 
-// The workspace's bytes, 0 without LoRC. Zero it once (cudaMemset) before its first use; launches
-// in one stream may share it.
+// The workspace's bytes. Zero it once (cudaMemset) before its first use; launches in one stream may
+// share it. Beyond 1,024 tokens it holds the expanded weights: one byte each.
 size_t WorkspaceBytes(const PreparedLinear& weights, int64_t tokens);
 
 // INVALID_ARGUMENT "<field>: found <found>, expected <expected>".
