@@ -31,7 +31,7 @@ struct Segment {
   const __nv_bfloat16* bias = nullptr;    // [rows], or null
   const __nv_bfloat16* lorc_a = nullptr;  // [rows, rank], or null
   const __nv_bfloat16* lorc_b = nullptr;  // [rank, cols], or null
-  int rank = 0;
+  int rank = 0;                           // 0..kMaxRank
 };
 
 // Weights as the kernels read them. The arrays lie in the memory given to Prepare, whose owner
@@ -58,7 +58,7 @@ struct PreparedLinear {
 
 // Bytes of device memory that Prepare fills. INVALID_ARGUMENT for segments that don't go together
 // or formats without a kernel: integers, E5M2, other shapes than positive ones, LoRC factors half
-// given, more than kMaxSegments segments.
+// given or of too many ranks, more than kMaxSegments segments.
 absl::StatusOr<size_t> PreparedBytes(absl::Span<const Segment> segments);
 
 // Arranges the weights in `memory` (PreparedBytes, aligned to 256 bytes) by kernels on `stream`.
@@ -84,8 +84,9 @@ struct LinearCall {
   bool overlap_previous = false;
 };
 
-// The workspace's bytes. Zero it once (cudaMemset) before its first use; launches in one stream may
-// share it. Beyond 1,024 tokens it holds the expanded weights: one byte each.
+// Bytes of a workspace for launches of up to `tokens` tokens. Zero it once (cudaMemset) before its
+// first use; launches in one stream may share it, whatever their weights. From 1,024 tokens on it
+// holds the expanded weights, one byte each; otherwise it is 0 without LoRC.
 size_t WorkspaceBytes(const PreparedLinear& weights, int64_t tokens);
 
 // INVALID_ARGUMENT "<field>: found <found>, expected <expected>".

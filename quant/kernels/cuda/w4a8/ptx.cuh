@@ -204,6 +204,12 @@ __device__ __forceinline__ void SharedStoreTransposed(uint32_t at, const uint4& 
                : "memory");
 }
 
+__device__ __forceinline__ void SharedStore16(uint32_t at, uint4 v) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(v.x), "r"(v.y), "r"(v.z),
+               "r"(v.w)
+               : "memory");
+}
+
 // --- Clusters.
 
 // This block's rank in its cluster.

@@ -1,11 +1,10 @@
-#include "quant/kernels/cuda/w4a8/tensor_map.h"
-
 #include <cuda_runtime_api.h>
 
 #include "quant/base/status_macros.h"
 #include "quant/base/strings.h"
 #include "quant/kernels/cuda/launch.h"
 #include "quant/kernels/cuda/w4a8/layout.h"
+#include "quant/kernels/cuda/w4a8/tensor_map.h"
 
 namespace nibble::w4a8 {
 namespace {
@@ -18,10 +17,10 @@ absl::StatusOr<Encode> FindEncode() {
   void* function = nullptr;
   cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
   constexpr unsigned kSince = 12000;
-  NIBBLE_RETURN_IF_ERROR(CheckCuda(
-      cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, kSince,
-                                       cudaEnableDefault, &found),
-      "cudaGetDriverEntryPointByVersion(cuTensorMapEncodeTiled)"));
+  NIBBLE_RETURN_IF_ERROR(
+      CheckCuda(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, kSince,
+                                                 cudaEnableDefault, &found),
+                "cudaGetDriverEntryPointByVersion(cuTensorMapEncodeTiled)"));
   if (found == cudaDriverEntryPointSuccess) return reinterpret_cast<Encode>(function);
   return absl::UnimplementedError(
       "CUDA driver: found none with cuTensorMapEncodeTiled, expected version 12.0 or later");

@@ -3,6 +3,7 @@
 #include "quant/base/status_macros.h"
 #include "quant/base/strings.h"
 #include "quant/kernels/cuda/launch.h"
+#include "quant/kernels/cuda/w4a8/decode.h"
 #include "quant/kernels/cuda/w4a8/tensor_map.h"
 #include "quant/kernels/cuda/w4a8/wide.h"
 #include "quant/kernels/cuda/w4a8/wide_kernel.cuh"
@@ -36,11 +37,6 @@ Kernel FindKernel(const WidePlan& plan, bool fine) {
                                               : KernelOf<WideSource::kFolded>(plan, fine);
 }
 
-LinearShape ShapeOf(const PreparedLinear& weights, int64_t tokens) {
-  return {tokens,        weights.row_tiles, weights.cols, weights.kind, weights.group_size,
-          weights.ranks, weights.max_rank};
-}
-
 // Whether y's pieces of 8 rows, which begin at multiples of 8 within a segment, are aligned.
 bool WideStores(const PreparedLinear& weights, const LinearCall& call) {
   bool aligned = weights.rows % 8 == 0 && reinterpret_cast<uintptr_t>(call.y) % 16 == 0;
@@ -66,7 +62,7 @@ WideArguments MakeArguments(const WidePlan& plan, const PreparedLinear& weights,
                             const LinearCall& call) {
   const LinearShape shape = ShapeOf(weights, call.tokens);
   const WideWorkspace workspace = WideWorkspaceMemory(shape, plan.source);
-  auto* bytes = static_cast<uint8_t*>(call.workspace);
+  auto* bytes = static_cast<uint8_t*>(call.workspace);  // null where nothing of it is used
   const int groups = GroupsPerSlice(weights.group_size);
   WideArguments args = {};
   args.output = {.row_scale = weights.row_scale,
@@ -119,7 +115,9 @@ absl::Status LaunchKernel(Kernel kernel, const WideArguments& args, bool overlap
 
 size_t WideWorkspaceBytes(const PreparedLinear& weights, int64_t tokens) {
   const LinearShape shape = ShapeOf(weights, tokens);
-  return WideWorkspaceMemory(shape, PlanWide(shape, true).source).bytes;
+  const WideSource source = PlanWide(shape, true).source;
+  if (source == WideSource::kFolded && weights.ranks == 0) return 0;
+  return WideWorkspaceMemory(shape, source).bytes;
 }
 
 absl::Status LaunchWide(const PreparedLinear& weights, const LinearCall& call,

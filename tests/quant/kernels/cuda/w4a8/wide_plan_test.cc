@@ -73,7 +73,7 @@ TEST(WideWorkspace, HoldsTheExpandedWeightsAndT) {
 TEST(PlanWide, PrintsItself) {
   EXPECT_EQ(PlanWide(Shape(300, 1000, 100), true).ToString(),
             "wide folded promoted: 8 row groups of 2 blocks of 1 tiles x 3 tiles of 128 tokens in "
-            "bands of 3, 24 clusters, 8 stages, 198928 B shared");
+            "bands of 3, 24 clusters, 9 stages, 219696 B shared");
 }
 
 }  // namespace
