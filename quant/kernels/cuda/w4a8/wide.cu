@@ -15,11 +15,13 @@ using Kernel = void (*)(WideArguments);
 
 template <WideSource kSource, bool kFine>
 Kernel KernelOf(const WidePlan& plan) {
-  if (plan.row_tiles == 2) {
+  const bool known = plan.token_tile == (plan.promoted ? 128 : 256);
+  if (known && plan.row_tiles == 2) {
     if (plan.promoted) return WideKernel<WideConfig<kSource, 2, 128, true, kFine>>;
     return WideKernel<WideConfig<kSource, 2, 256, false, kFine>>;
   }
   if constexpr (kSource == WideSource::kFolded) {
+    if (!known || plan.row_tiles != 1) return nullptr;
     if (plan.promoted) return WideKernel<WideConfig<kSource, 1, 128, true, kFine>>;
     return WideKernel<WideConfig<kSource, 1, 256, false, kFine>>;
   }
