@@ -16,10 +16,10 @@
 namespace nibble::w4a8 {
 
 struct HostSegment {
-  QuantizedMatrix weight;     // folded kinds only
-  std::vector<float> bias;    // [rows] or empty; bf16 numbers
-  std::vector<float> lorc_a;  // [rows, rank] or empty; bf16 numbers
-  std::vector<float> lorc_b;  // [rank, cols]
+  QuantizedMatrix weight;          // folded kinds only
+  std::vector<float> bias = {};    // [rows] or empty; bf16 numbers
+  std::vector<float> lorc_a = {};  // [rows, rank] or empty; bf16 numbers
+  std::vector<float> lorc_b = {};  // [rank, cols]
   int rank = 0;
 };
 
@@ -54,7 +54,8 @@ inline float RowScaleOf(const QuantizedMatrix& m, int64_t row) {
 }
 
 inline SegmentTable PlaceSegments(const std::vector<HostSegment>& segments) {
-  SegmentTable table = {.count = static_cast<int>(segments.size())};
+  SegmentTable table = {};
+  table.count = static_cast<int>(segments.size());
   int tile = 0;
   int col = 0;
   int rank = 0;

@@ -64,7 +64,7 @@ struct Output {
 };
 
 // y as f32 and as bf16 by one plan. What lies beyond y, and x's columns beyond cols, is poisoned.
-Output Run(const DeviceLinear& weights, const Input& input, const WidePlan& plan) {
+Output Product(const DeviceLinear& weights, const Input& input, const WidePlan& plan) {
   const PreparedLinear& linear = weights.linear();
   const int64_t pitch = RoundUp(input.cols, 16);
   std::vector<uint8_t> padded(input.tokens * pitch, 0x7f);
@@ -80,12 +80,13 @@ Output Run(const DeviceLinear& weights, const Input& input, const WidePlan& plan
   constexpr int64_t kBeyond = 4096;
   DeviceArray<float> f32(size + kBeyond);
   DeviceArray<__nv_bfloat16> bf16(size + kBeyond);
-  LinearCall call = {.x = x.data(),
-                     .x_pitch = pitch,
-                     .x_scale = x_scale.data(),
-                     .tokens = input.tokens,
-                     .y_f32 = f32.data(),
-                     .workspace = workspace.data()};
+  LinearCall call;
+  call.x = x.data();
+  call.x_pitch = pitch;
+  call.x_scale = x_scale.data();
+  call.tokens = input.tokens;
+  call.y_f32 = f32.data();
+  call.workspace = workspace.data();
   EXPECT_EQ(LaunchWide(plan, linear, call, nullptr), absl::OkStatus());
   call.y_f32 = nullptr;
   call.y = bf16.data();
@@ -109,7 +110,9 @@ std::vector<WidePlan> Plans(const PreparedLinear& linear, int64_t tokens) {
   const LinearShape shape = ShapeOf(linear, tokens);
   std::vector<WidePlan> plans;
   for (const bool promoted : {true, false}) {
-    plans.push_back(PlanWide(shape, promoted, {}, {.expanded = 1}));
+    for (const int cluster : {1, 2}) {
+      plans.push_back(PlanWide(shape, promoted, {}, {1, 2, cluster}));
+    }
     for (const int row_tiles : {1, 2}) {
       for (const int cluster : {1, 2, 4}) {
         plans.push_back(PlanWide(shape, promoted, {}, {-1, row_tiles, cluster}));
@@ -210,7 +213,7 @@ TEST_F(Wide, OneHotTokensReadEveryWeight) {
     const Reference reference = Multiply(segments, input);
     for (const WidePlan& plan : Plans(weights.linear(), kCols)) {
       SCOPED_TRACE(plan.ToString());
-      ExpectExactly(reference.y, Run(weights, input, plan), 150);
+      ExpectExactly(reference.y, Product(weights, input, plan), 150);
       if (HasFatalFailure()) return;
     }
   }
@@ -233,7 +236,7 @@ TEST_F(Wide, IntegersAreExactForRaggedShapes) {
         ASSERT_LT(reference.magnitude, 4096);
         for (const WidePlan& plan : Plans(weights.linear(), tokens)) {
           SCOPED_TRACE(StrCat("[", rows, ", ", cols, "] ", tokens, " tokens ", plan.ToString()));
-          ExpectExactly(reference.y, Run(weights, input, plan), rows);
+          ExpectExactly(reference.y, Product(weights, input, plan), rows);
           if (HasFatalFailure()) return;
         }
       }
@@ -262,7 +265,7 @@ TEST_F(Wide, RandomProductsAreAsCloseAsTheAccumulatorAllows) {
     const Reference reference = Multiply(segments, input);
     for (const WidePlan& plan : Plans(weights.linear(), kTokens)) {
       SCOPED_TRACE(StrCat(positive ? "positive " : "zero-mean ", plan.ToString()));
-      const Output output = Run(weights, input, plan);
+      const Output output = Product(weights, input, plan);
       const double bound = plan.promoted ? (positive ? 1e-3 : 2e-4) : (positive ? 2e-2 : 1.5e-3);
       EXPECT_LT(RelativeError(reference.y, output.f32), bound);
       EXPECT_LT(RelativeError(reference.y, ToFloats(output.bf16)), bound + 2e-3);
@@ -294,7 +297,7 @@ TEST_F(Wide, SegmentsHaveTheirOwnBiasAndLorc) {
     const Reference reference = Multiply(segments, input);
     for (const WidePlan& plan : Plans(weights.linear(), tokens)) {
       SCOPED_TRACE(plan.ToString());
-      const Output output = Run(weights, input, plan);
+      const Output output = Product(weights, input, plan);
       EXPECT_LT(RelativeError(reference.y, output.f32), 4e-3);
       EXPECT_LT(RelativeError(reference.y, ToFloats(output.bf16)), 6e-3);
     }
@@ -311,9 +314,9 @@ TEST_F(Wide, EveryRunGivesTheSameBits) {
   const Input input = MakeInput(kTokens, kCols, [&] { return normal(random_); });
   for (const WidePlan& plan : Plans(weights.linear(), kTokens)) {
     SCOPED_TRACE(plan.ToString());
-    const Output first = Run(weights, input, plan);
+    const Output first = Product(weights, input, plan);
     for (int i = 0; i < 10; ++i) {
-      const Output again = Run(weights, input, plan);
+      const Output again = Product(weights, input, plan);
       ASSERT_EQ(std::memcmp(first.f32.data(), again.f32.data(), first.f32.size() * 4), 0);
       ASSERT_EQ(std::memcmp(first.bf16.data(), again.bf16.data(), first.bf16.size() * 2), 0);
     }
@@ -325,7 +328,7 @@ TEST_F(Wide, RefusesPlansWithoutAKernel) {
       Arrange({{RandomMatrix(Spec(), 64, 128, kMaxExponentOffset, true, random_)}}));
   WidePlan plan = PlanWide(ShapeOf(weights.linear(), 100), true);
   plan.row_tiles = 3;
-  EXPECT_EQ(LaunchWide(plan, weights.linear(), {.tokens = 100}, nullptr).code(),
+  EXPECT_EQ(LaunchWide(plan, weights.linear(), LinearCall{}, nullptr).code(),
             absl::StatusCode::kInvalidArgument);
 }
 
