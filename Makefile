@@ -5,7 +5,11 @@ SHELL := /bin/bash
 # A file that includes LibTorch takes up to 3 GiB to compile.
 JOBS ?= $(shell awk -v cores=$$(nproc) '/MemAvailable/ {m = int($$2 / 3145728); if (m < 1) m = 1; print m < cores ? m : cores}' /proc/meminfo)
 
+<<<<<<< HEAD
 .PHONY: help deps build demo test lint fuzz cuda test-gpu wheel clean
+=======
+.PHONY: help deps build demo test lint fuzz cuda bench-gpu wheel clean
+>>>>>>> main
 
 help:
 	@echo "make demo   install, build, quantize SmolLM2 by a job, evaluate it and stream an answer"
@@ -13,8 +17,13 @@ help:
 	@echo "make build  install and build into build/cpu/bin"
 	@echo "make lint   clang-format and clang-tidy"
 	@echo "make fuzz   every fuzzer for 60 s"
+<<<<<<< HEAD
 	@echo "make cuda   compile the CUDA kernels, forward and quantizer (needs no GPU)"
 	@echo "make test-gpu  the same, and run their tests (needs a GPU and PyTorch's CUDA libraries)"
+=======
+	@echo "make cuda   compile the CUDA kernels (needs no GPU)"
+	@echo "make bench-gpu  time the linears beside their peers on a GPU; BENCH_FLAGS: see bench.py --help"
+>>>>>>> main
 	@echo "make wheel  build the Python client's wheel into build/wheel"
 	@echo "make clean  remove build/"
 
@@ -44,8 +53,13 @@ cuda:
 	@docker/install-deps --with-cuda
 	docker/build-cuda
 
+<<<<<<< HEAD
 test-gpu: cuda
 	ctest --preset cuda
+=======
+bench-gpu: cuda
+	tests/bench/gpu/bench.py --out build/bench-gpu.md $(BENCH_FLAGS)
+>>>>>>> main
 
 wheel: deps
 	client/python/make-wheel build/wheel

@@ -1,5 +1,6 @@
 #include "quant/pipeline/calibration.h"
 
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <utility>
@@ -10,9 +11,6 @@
 
 namespace nibble {
 namespace {
-
-// Tokens of calibration windows that go through a layer at once.
-int64_t BatchTokens(const Device& device) { return device.is_cuda() ? 16384 : 4096; }
 
 std::vector<Batch> MakeBatches(const std::vector<std::vector<int32_t>>& windows,
                                int64_t batch_tokens) {
@@ -43,6 +41,11 @@ absl::StatusOr<std::vector<std::vector<int32_t>>> ReadWindows(
 
 }  // namespace
 
+int64_t BatchTokens(int64_t window_tokens, const Device& device) {
+  const int64_t wanted = device.is_cuda() ? 16384 : 4096;
+  return std::max<int64_t>(1, wanted / window_tokens) * window_tokens;
+}
+
 absl::StatusOr<Calibration> Calibration::Embed(const CalibrationSpec& spec,
                                                const std::filesystem::path& checkpoint,
                                                const DecoderLoader& loader,
@@ -56,7 +59,7 @@ absl::StatusOr<Calibration> Calibration::Embed(const CalibrationSpec& spec,
                           HiddenStates::Make(tokens, loader.config().hidden, options,
                                              FreeStatesBudget(options.device()), folder));
   int64_t first = 0;
-  for (Batch& batch : MakeBatches(windows, BatchTokens(loader.device()))) {
+  for (Batch& batch : MakeBatches(windows, BatchTokens(spec.window_tokens, loader.device()))) {
     Rotary rotary = MakeRotary(loader.config(), batch, options.device());
     calibration.hidden_.Write(first, nibble::Embed(loader.config(), ends, batch));
     const Windows& made =

@@ -47,12 +47,20 @@ class LayerQuantizer {
  private:
   bool calibrated() const { return !hessians_.empty(); }
 
-  // Mirrored once; undefined when nothing was calibrated.
-  const at::Tensor& HessianOf(InputGroup group) {
-    at::Tensor& matrix = matrices_[group];
-    if (calibrated() && !matrix.defined()) matrix = hessians_.at(group).matrix();
-    return matrix;
+  // What linears with the same input share: they follow each other.
+  struct Shared {
+    InputGroup group;
+    at::Tensor hessian;  // undefined when nothing was calibrated
+    std::optional<GptqFactor> factor;
+  };
+  Shared& SharedOf(InputGroup group) {
+    if (!shared_ || shared_->group != group) {
+      shared_.reset();  // before the next one takes memory
+      shared_ = Shared{group, calibrated() ? hessians_.at(group).matrix() : at::Tensor(), {}};
+    }
+    return *shared_;
   }
+  const at::Tensor& HessianOf(InputGroup group) { return SharedOf(group).hessian; }
 
   // Returns what the forward multiplies by from now on, LoRC's product included: f32 [N, K].
   absl::StatusOr<at::Tensor> QuantizeWeights(LayerLinear& linear, const at::Tensor& original,
@@ -76,10 +84,9 @@ class LayerQuantizer {
     if (spec_.method == Method::kRtn) {
       return QuantizeRtn(linear.name, original, *spec_.weights);
     }
-    std::optional<GptqFactor>& factor = factors_[linear.input];
+    auto& [group, hessian, factor] = SharedOf(linear.input);
     if (!factor) {
-      NIBBLE_ASSIGN_OR_RETURN(factor,
-                              FactorHessian(linear.name, HessianOf(linear.input), spec_.gptq));
+      NIBBLE_ASSIGN_OR_RETURN(factor, FactorHessian(linear.name, hessian, spec_.gptq));
     }
     return QuantizeGptq(linear.name, original, *factor, *spec_.weights, spec_.gptq);
   }
@@ -100,8 +107,7 @@ class LayerQuantizer {
 
   const QuantizeSpec& spec_;
   const Hessians& hessians_;
-  std::map<InputGroup, at::Tensor> matrices_;
-  std::map<InputGroup, std::optional<GptqFactor>> factors_;
+  std::optional<Shared> shared_;
 };
 
 absl::StatusOr<at::Tensor> ReadFloats(const TensorSource& tensors, const std::string& name,
