@@ -44,8 +44,9 @@ class ModelQuantizer {
 
   absl::StatusOr<QuantizeSummary> Run(const ArtifactLayout& layout) {
     NIBBLE_RETURN_IF_ERROR(Say(Phase::kLoading));
-    NIBBLE_ASSIGN_OR_RETURN(Json manifest,
-                            MakeManifest(spec_, excluded_, checkpoint_, loader_.tensors().files()));
+    NIBBLE_ASSIGN_OR_RETURN(
+        Json manifest,
+        MakeManifest(spec_, excluded_, checkpoint_, loader_.tensors().files(), loader_.device()));
     NIBBLE_ASSIGN_OR_RETURN(ArtifactWriter writer,
                             ArtifactWriter::Open(artifact_, std::move(manifest), layout.shards()));
     NIBBLE_RETURN_IF_ERROR(TakeOver(writer));

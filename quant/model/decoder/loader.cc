@@ -32,6 +32,11 @@ class TensorReader {
   TensorReader(const TensorSource& tensors, Compute compute, const Device& device)
       : tensors_(tensors), compute_(compute), device_(device) {}
 
+  // The working type, on the device.
+  at::TensorOptions options() const {
+    return at::TensorOptions(WorkingType(compute_, device_)).device(TorchDevice(device_));
+  }
+
   // In the working type, rounded to bf16 first if so computed.
   absl::StatusOr<at::Tensor> Read(const std::string& name, std::vector<int64_t> shape) const {
     return ReadAs(name, std::move(shape), WorkingType(compute_, device_));
@@ -103,7 +108,7 @@ absl::StatusOr<LayerLinear> ReadLinear(const ModelConfig& config, const LinearIn
   if (quantized && artifact->weights) {
     NIBBLE_ASSIGN_OR_RETURN(const QuantizedMatrix matrix,
                             ReadQuantizedMatrix(tensors, name, *artifact->weights, rows, cols));
-    out.weights.weight = Dequantize(matrix);
+    out.weights.weight = Dequantize(matrix, reader.options());
   } else {
     NIBBLE_ASSIGN_OR_RETURN(out.weights.weight, reader.Read(StrCat(name, ".weight"), {rows, cols}));
   }
