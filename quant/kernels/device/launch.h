@@ -2,6 +2,7 @@
 #pragma once
 
 #include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
@@ -16,7 +17,7 @@ class CudaScope {
  public:
   explicit CudaScope(at::Device device) : guard_(device) {
     // The launchers' CUDA runtime may be another copy than LibTorch's, with a device of its own.
-    C10_CUDA_CHECK(cudaSetDevice(device.index()));
+    C10_CUDA_CHECK(cudaSetDevice(c10::cuda::current_device()));
   }
   cudaStream_t stream() const { return c10::cuda::getCurrentCUDAStream().stream(); }
 

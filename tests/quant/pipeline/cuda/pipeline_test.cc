@@ -41,7 +41,7 @@ class CudaPipelineTest : public testing::TestWithParam<std::string> {
 
   std::filesystem::path Quantize(const QuantizeSpec& spec, const Device& device,
                                  const std::string& name) {
-    const std::filesystem::path artifact = folder_.path() / name;
+    std::filesystem::path artifact = folder_.path() / name;
     const auto summary = QuantizeModel(
         spec, model_, artifact, [](const Progress&) { return absl::OkStatus(); }, device);
     EXPECT_TRUE(summary.ok()) << summary.status();
