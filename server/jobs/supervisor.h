@@ -25,6 +25,7 @@ namespace nibble {
 class WorkerSupervisor {
  public:
   struct Options {
+    std::string name;                      // by which it claims jobs; no other worker has it
     std::vector<std::string> command;      // the worker's argv; command[0] is a path
     std::vector<std::string> environment;  // "NAME=value", added to the daemon's
     std::filesystem::path artifacts;       // where staging folders are
@@ -37,8 +38,7 @@ class WorkerSupervisor {
     std::function<void(std::string_view line)> log = [](std::string_view) {};
   };
 
-  // Takes back the jobs of an earlier daemon's worker, then starts one. `store` and `notifier`
-  // outlive the supervisor.
+  // Starts a worker. `store` and `notifier` outlive the supervisor.
   static absl::StatusOr<std::unique_ptr<WorkerSupervisor>> Start(Options options, JobStore& store,
                                                                  JobNotifier& notifier);
   // Asks the worker to stop, waits, and puts its job back in the queue.
