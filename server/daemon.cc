@@ -70,7 +70,7 @@ Daemon::Daemon(const Config& config, DataRootLock lock, std::unique_ptr<JobStore
       store_(std::move(store)),
       registry_({.root = config.root, .kv_bytes = config.kv_bytes}),
       quantization_({.root = config.root,
-                     .place = {.threads = WorkerThreads(config)},
+                     .place = {.device = {}, .threads = WorkerThreads(config)},
                      .resources = [folder = config.root.folder] { return FindResources(folder); },
                      .wake_worker = [this] { workers_->Wake(); }},
                     *store_, names_, notifier_, metrics_),

@@ -179,10 +179,10 @@ void AddSubmit(CLI::App& jobs, Context& context) {
 }
 
 void AddEstimate(CLI::App& jobs, Context& context) {
-  CLI::App* estimate = AddCommand(
-      jobs, "estimate", "What a job would need, without queueing it: memory, disk, time",
-      "  nibble jobs estimate --model smollm2 --output smollm2-w4a8 --weights e2m1 \\\n"
-      "    --activations e4m3 --group-size 64 --lorc-rank 8 --corpus calibration.jsonl");
+  CLI::App* estimate =
+      AddCommand(jobs, "estimate", "What a job would need, without queueing it: memory, disk, time",
+                 "  nibble jobs estimate --model smollm2 --output smollm2-w4a8 --weights e2m1 \\\n"
+                 "    --activations e4m3 --group-size 64 --lorc-rank 8 --corpus calibration.jsonl");
   auto job = std::make_shared<Submission>();
   AddSpec(*estimate, job);
   estimate->callback([&context, job] {

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "quant/base/status_macros.h"
+#include "quant/kernels/device/torch_device.h"
 #include "quant/model/tokenizer/tokenizer.h"
 #include "quant/pipeline/corpus.h"
 
@@ -18,8 +19,8 @@ std::vector<Batch> MakeBatches(const std::vector<std::vector<int32_t>>& windows)
   std::vector<Batch> batches;
   for (const std::vector<int32_t>& window : windows) {
     const int64_t length = static_cast<int64_t>(window.size());
-    if (batches.empty() || static_cast<int64_t>(batches.back().tokens.size()) + length >
-                               BatchTokens(length)) {
+    if (batches.empty() ||
+        static_cast<int64_t>(batches.back().tokens.size()) + length > BatchTokens(length)) {
       batches.emplace_back();
     }
     Batch& batch = batches.back();
@@ -55,7 +56,7 @@ absl::StatusOr<Calibration> Calibration::Embed(const CalibrationSpec& spec,
   for (Batch& batch : MakeBatches(windows)) {
     Windows& made = calibration.batches_.emplace_back();
     made.batch = std::move(batch);
-    made.rotary = MakeRotary(loader.config(), made.batch);
+    made.rotary = MakeRotary(loader.config(), made.batch, TorchDevice(loader.device()));
     made.hidden = nibble::Embed(loader.config(), ends, made.batch);
   }
   return calibration;

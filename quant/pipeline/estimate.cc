@@ -61,14 +61,14 @@ absl::StatusOr<QuantizeEstimate> EstimateQuantize(const QuantizeSpec& spec,
                           DecoderLoader::Open(checkpoint, spec.compute));
   NIBBLE_ASSIGN_OR_RETURN(const JobShapes job, JobShapes::Count(spec, checkpoint, *loader));
   const Stored stored = CountStored(job);
-  const PeakMemory peak = CountMemory(job, place.gpu);
+  const PeakMemory peak = CountMemory(job, place.device.is_cuda());
   QuantizeEstimate estimate;
   estimate.host_bytes = peak.host;
   estimate.device_bytes = peak.device;
   estimate.artifact_bytes = stored.bytes;
   // The record and its replacement.
   estimate.disk_bytes = stored.bytes + 2 * stored.report;
-  estimate.seconds = CountSeconds(job, place.gpu, place.threads, stored.bytes);
+  estimate.seconds = CountSeconds(job, place.device.is_cuda(), place.threads, stored.bytes);
   estimate.linear_bits_per_weight = stored.bits_per_weight;
   return estimate;
 }

@@ -6,13 +6,14 @@
 #include <filesystem>
 
 #include "absl/status/statusor.h"
+#include "quant/base/device.h"
 #include "quant/pipeline/pipeline.h"
 
 namespace nibble {
 
 // Where a job runs.
 struct Place {
-  bool gpu = false;
+  Device device;
   int threads = 1;  // CPU threads
 };
 

@@ -10,10 +10,10 @@ constexpr int64_t kMiB = int64_t{1} << 20;
 
 // A process with LibTorch, its libraries' buffers and a spec, before it has read a tensor.
 constexpr int64_t kCpuProcess = 384 * kMiB;
-constexpr int64_t kGpuProcess = 2048 * kMiB;   // CUDA's libraries are large
-constexpr int64_t kGpuContext = 1024 * kMiB;   // on the device: context, cuBLAS and cuSOLVER
-constexpr int64_t kTextFactor = 12;            // tokenizer.json, parsed
-constexpr int64_t kCorpusFactor = 10;          // the text, its copy, pieces and a token for each byte
+constexpr int64_t kGpuProcess = 2048 * kMiB;  // CUDA's libraries are large
+constexpr int64_t kGpuContext = 1024 * kMiB;  // on the device: context, cuBLAS and cuSOLVER
+constexpr int64_t kTextFactor = 12;           // tokenizer.json, parsed
+constexpr int64_t kCorpusFactor = 10;  // the text, its copy, pieces and a token for each byte
 
 int64_t Squared(int64_t n) { return n * n; }
 
@@ -89,11 +89,15 @@ int64_t LayerBytes(const JobShapes& job) {
          std::max(quantize, job.calibrates() ? BatchBytes(job) : 0);
 }
 
-// The corpus in tokens, then the ends in f32, one of them on its way through bf16.
-int64_t EmbedBytes(const JobShapes& job) {
+// The corpus and its tokens.
+int64_t TextBytes(const JobShapes& job) {
   if (!job.calibrates()) return 0;
-  const int64_t text = kTextFactor * job.tokenizer_bytes + kCorpusFactor * job.corpus_bytes;
-  return std::max(text, 4 * job.ends_weights + 6 * job.largest_end);
+  return kTextFactor * job.tokenizer_bytes + kCorpusFactor * job.corpus_bytes;
+}
+
+// The ends in f32, one of them on its way through bf16.
+int64_t EndsBytes(const JobShapes& job) {
+  return job.calibrates() ? 4 * job.ends_weights + 6 * job.largest_end : 0;
 }
 
 // A shard of what is not quantized, one tensor on its way.
@@ -104,11 +108,12 @@ int64_t RestBytes(const JobShapes& job) {
 }  // namespace
 
 PeakMemory CountMemory(const JobShapes& job, bool gpu) {
-  const int64_t ends = std::max(EmbedBytes(job), RestBytes(job));
-  if (!gpu) return {kCpuProcess + HiddenBytes(job) + std::max(ends, LayerBytes(job)), 0};
-  // The layer is on the device; the hidden states wait on the host.
-  return {kGpuProcess + HiddenBytes(job) + std::max(ends, 4 * job.layer_weights),
-          kGpuContext + LayerBytes(job)};
+  const int64_t files = std::max(TextBytes(job), RestBytes(job));
+  const int64_t model = HiddenBytes(job) + std::max(EndsBytes(job), LayerBytes(job));
+  if (!gpu) return {kCpuProcess + std::max(HiddenBytes(job) + files, model), 0};
+  // A tensor is widened on the host before it goes to the device.
+  const int64_t largest = 6 * std::max(job.largest_end, job.largest_rest_tensor);
+  return {kGpuProcess + std::max(files, largest), kGpuContext + model};
 }
 
 }  // namespace nibble

@@ -17,12 +17,12 @@ struct Rates {
 };
 // Of one AVX2 core with LibTorch's MKL: 70 GFLOP/s in large f32 products (139 on two), half of it
 // in f64 and in strips.
-constexpr Rates kCore = {.forward = 50e9,
-                         .hessian = 45e9,
-                         .factor = 12e9,
-                         .spectral = 8e9,
-                         .codes = 30e6,
-                         .files = 0.3e9};
+constexpr Rates kCore = {.forward = 60e9,
+                         .hessian = 50e9,
+                         .factor = 15e9,
+                         .spectral = 12e9,
+                         .codes = 40e6,
+                         .files = 0.4e9};
 // Of one H100: bf16 products at 40% of the peak, f32 ones at 60%, f64 factors far below it. A job
 // with compute f32 multiplies at the rate of `hessian`.
 constexpr Rates kHopper = {.forward = 400e12,
@@ -30,7 +30,7 @@ constexpr Rates kHopper = {.forward = 400e12,
                            .factor = 5e12,
                            .spectral = 2e12,
                            .codes = 3e9,
-                           .files = 0.5e9};
+                           .files = 1.2e9};
 
 // Cores help files little: sums of one file are one thread's.
 Rates OfCores(int threads) {
@@ -67,7 +67,7 @@ double LinearSeconds(const JobShapes& job, const Rates& rates, const LinearInfo&
   const double values = static_cast<double>(linear.rows) * static_cast<double>(linear.cols);
   const double wide = values * static_cast<double>(linear.cols);
   double seconds = values / rates.codes;
-  if (job.solves()) seconds += wide / rates.hessian;           // blocks' errors, spread
+  if (job.solves()) seconds += wide / rates.hessian;          // blocks' errors, spread
   if (job.calibrates()) seconds += 4 * wide / rates.hessian;  // E H and W H
   if (job.spec.lorc_rank == 0) return seconds;
   const int64_t side = std::min(linear.rows, linear.cols);
@@ -80,10 +80,10 @@ double LinearSeconds(const JobShapes& job, const Rates& rates, const LinearInfo&
 
 double CountSeconds(const JobShapes& job, bool gpu, int threads, int64_t artifact_bytes) {
   const Rates rates = gpu ? kHopper : OfCores(threads);
-  const double forward = job.spec.compute == Compute::kF32 ? std::min(rates.forward, rates.hessian)
-                                                           : rates.forward;
-  double seconds =
-      static_cast<double>(job.config.layers) * LayerSeconds(job, rates, gpu ? forward : rates.forward);
+  const double forward =
+      job.spec.compute == Compute::kF32 ? std::min(rates.forward, rates.hessian) : rates.forward;
+  double seconds = static_cast<double>(job.config.layers) *
+                   LayerSeconds(job, rates, gpu ? forward : rates.forward);
   for (const LinearInfo& linear : job.linears) {
     if (job.spec.weights && !job.excluded.contains(linear.name)) {
       seconds += LinearSeconds(job, rates, linear);

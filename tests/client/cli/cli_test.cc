@@ -138,9 +138,9 @@ TEST_F(CliTest, EstimateTakesSubmitsOptionsAndPrintsATable) {
     artifact_bytes: 1024
     seconds: 75
     linear_bits_per_weight: 4.25)pb");
-  const std::vector<std::string> line = {"jobs", "estimate", "--model", "m", "--output", "o",
-                                         "--weights", "e2m1", "--activations", "e4m3",
-                                         "--lorc-rank", "8", "--corpus", "c.txt"};
+  const std::vector<std::string> line = {
+      "jobs", "estimate",      "--model", "m",           "--output", "o",        "--weights",
+      "e2m1", "--activations", "e4m3",    "--lorc-rank", "8",        "--corpus", "c.txt"};
   const Result result = Run(line);
   EXPECT_EQ(result.exit, 0) << result.err;
   const auto expected = Parse<v1::JobSpec>(R"pb(
