@@ -16,6 +16,7 @@
 
 #include "quant/base/status_macros.h"
 #include "quant/base/strings.h"
+#include "quant/kernels/device/devices.h"
 #include "server/ops/resources.h"
 
 namespace nibble {
@@ -50,9 +51,22 @@ int WorkerThreads(const Config& config) {
   return std::max(1, all / static_cast<int>(config.devices.size()));
 }
 
+// One for each type of device.
+std::vector<Place> Places(const Config& config) {
+  std::vector<Place> places;
+  for (const Device& device : config.devices) {
+    const bool known = std::any_of(places.begin(), places.end(), [&](const Place& place) {
+      return place.device.type == device.type;
+    });
+    if (!known) places.push_back({.device = device, .threads = WorkerThreads(config)});
+  }
+  return places;
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const Config& config) {
+  for (const Device& device : config.devices) NIBBLE_RETURN_IF_ERROR(CheckDevice(device));
   NIBBLE_RETURN_IF_ERROR(CreateFolders(config.root));
   NIBBLE_ASSIGN_OR_RETURN(DataRootLock lock, DataRootLock::Take(config.root));
   NIBBLE_RETURN_IF_ERROR(SweepRemovedFolders(config.root));
@@ -70,8 +84,8 @@ Daemon::Daemon(const Config& config, DataRootLock lock, std::unique_ptr<JobStore
       store_(std::move(store)),
       registry_({.root = config.root, .kv_bytes = config.kv_bytes}),
       quantization_({.root = config.root,
-                     .place = {.device = {}, .threads = WorkerThreads(config)},
-                     .resources = [folder = config.root.folder] { return FindResources(folder); },
+                     .places = Places(config),
+                     .resources = [this] { return WorkerResources(); },
                      .wake_worker = [this] { workers_->Wake(); }},
                     *store_, names_, notifier_, metrics_),
       models_(registry_, *store_, names_, config.quota_bytes, metrics_),
@@ -146,6 +160,12 @@ absl::Status Daemon::StartWorkers() {
   }
   NIBBLE_ASSIGN_OR_RETURN(workers_, WorkerPool::Start(std::move(workers), *store_, notifier_));
   return absl::OkStatus();
+}
+
+absl::StatusOr<Resources> Daemon::WorkerResources() const {
+  NIBBLE_ASSIGN_OR_RETURN(Resources resources, FindResources(config_.root.folder));
+  resources.device_bytes = workers_->DeviceBytes();
+  return resources;
 }
 
 void Daemon::CountJobs() {

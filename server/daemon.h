@@ -43,6 +43,7 @@ class Daemon {
   Daemon(const Config& config, DataRootLock lock, std::unique_ptr<JobStore> store);
   WorkerSupervisor::Options WorkerOptions(size_t number);
   absl::Status StartWorkers();
+  absl::StatusOr<Resources> WorkerResources() const;
   absl::Status StartMetrics();
   absl::Status StartServer();
   std::vector<NamedService> Services();

@@ -141,13 +141,17 @@ void WorkerSupervisor::Receive(std::string_view bytes, std::string& line) {
 
 void WorkerSupervisor::HandleLine(const std::string& line) {
   const std::pair<std::string, std::string> parts = absl::StrSplit(line, absl::MaxSplits(' ', 1));
-  int64_t layers = 0;
-  if (!absl::SimpleAtoi(parts.second, &layers)) {
+  int64_t count = 0;
+  if (!absl::SimpleAtoi(parts.second, &count)) {
     options_.log(StrCat("from worker ", options_.name, ": found \"", line,
                         "\", expected a job and a count"));
     return;
   }
-  if (layers > 0) options_.on_layers(layers);
+  if (parts.first == kDeviceWord) {
+    device_bytes_ = count;
+    return;
+  }
+  if (count > 0) options_.on_layers(count);
   notifier_.Notify(parts.first);
 }
 

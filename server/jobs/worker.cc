@@ -17,9 +17,11 @@
 #include "nibble/v1/quantization.pb.h"
 #include "quant/base/status_macros.h"
 #include "quant/base/strings.h"
+#include "quant/kernels/device/devices.h"
 #include "quant/pipeline/pipeline.h"
 #include "server/jobs/job_spec.h"
 #include "server/jobs/job_store.h"
+#include "server/jobs/supervisor.h"
 
 namespace nibble {
 namespace {
@@ -34,8 +36,8 @@ class SupervisorLine {
     Read(0);
     return stopped_;
   }
-  void Tell(const std::string& job, int layers) {
-    const std::string line = StrCat(job, " ", layers, "\n");
+  void Tell(std::string_view word, int64_t count) {
+    const std::string line = StrCat(word, " ", count, "\n");
     // A supervisor that is gone is noticed by the next read.
     send(STDIN_FILENO, line.data(), line.size(), MSG_NOSIGNAL);
   }
@@ -61,6 +63,8 @@ class Worker {
       : root_(std::move(root)), store_(std::move(store)), name_(std::move(name)), device_(device) {}
 
   absl::Status Run() {
+    NIBBLE_RETURN_IF_ERROR(CheckDevice(device_));
+    line_.Tell(kDeviceWord, DeviceBytes(device_));
     while (!line_.Stopped()) {
       NIBBLE_ASSIGN_OR_RETURN(const std::optional<Job> job, store_->Claim(name_));
       if (job.has_value()) {

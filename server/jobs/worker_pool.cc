@@ -26,6 +26,15 @@ absl::StatusOr<std::unique_ptr<WorkerPool>> WorkerPool::Start(
   return pool;
 }
 
+int64_t WorkerPool::DeviceBytes() const {
+  int64_t smallest = 0;
+  for (const auto& worker : workers_) {
+    const int64_t bytes = worker->device_bytes();
+    if (bytes > 0 && (smallest == 0 || bytes < smallest)) smallest = bytes;
+  }
+  return smallest;
+}
+
 void WorkerPool::Wake() {
   for (const auto& worker : workers_) worker->WakeWorker();
 }

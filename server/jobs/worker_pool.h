@@ -17,6 +17,8 @@ class WorkerPool {
   static absl::StatusOr<std::unique_ptr<WorkerPool>> Start(
       std::vector<WorkerSupervisor::Options> workers, JobStore& store, JobNotifier& notifier);
 
+  // All memory of the workers' smallest GPU; 0: there is none, or none has told yet.
+  int64_t DeviceBytes() const;
   // A job was submitted or cancelled.
   void Wake();
   // Asks every worker to leave its job and end; the destructor waits for them.

@@ -544,6 +544,12 @@ TEST_F(DaemonTest, APortInUseIsAStartUpError) {
   }
 }
 
+TEST_F(DaemonTest, ADeviceThatIsNotThereIsAStartUpError) {
+  const TempFolder other;
+  const DaemonProcess daemon(NIBBLED_PATH, other.path(), {"--devices", "cpu,cuda:99"});
+  EXPECT_EQ(daemon.grpc_address(), "");
+}
+
 struct BadInput {
   std::string name;
   std::function<void(v1::JobSpec&)> change;

@@ -132,6 +132,13 @@ TEST_F(SupervisorTest, PassesLinesAndEnvironmentOn) {
   EXPECT_EQ(CountOf("layers"), 8);
 }
 
+TEST_F(SupervisorTest, TheWorkerTellsItsGpusMemory) {
+  Start("echo 'device 85899345920' >&0; echo 'ready 0' >&0; read line");
+  Await("ready", 1);
+  EXPECT_EQ(supervisor_->device_bytes(), 85899345920);
+  EXPECT_EQ(CountOf("layers"), 0);
+}
+
 TEST_F(SupervisorTest, AnotherWorkersJobIsLeftToIt) {
   Start("echo 'ready 0' >&0; read line; kill -9 $$");
   const std::string id = Submit();
