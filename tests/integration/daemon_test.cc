@@ -289,39 +289,40 @@ TEST_F(DaemonTest, AMoreUrgentJobComesFirstAndTheOtherGoesOn) {
             ArtifactContent(root() / "artifacts" / "whole"));
 }
 
-TEST_F(DaemonTest, TwoWorkersRunTwoJobsAtOnceAndEachOnce) {
+TEST_F(DaemonTest, TwoWorkersRunTwoJobsAtOnceAndAKilledOnesGoesOn) {
+  // Long enough for both workers to be at it.
+  const TinyLlama large = {.hidden = 256, .layers = 6, .intermediate = 512};
+  ASSERT_TRUE(WriteTinyLlama(large, root() / "models" / "large").ok());
   daemon_.reset();
   Start({"--devices", "cpu,cpu", "--worker-threads", "2"});
-  const v1::Job first = MustSubmit(Request("first", kManyWindows));
-  const v1::Job second = MustSubmit(Request("second", kManyWindows));
-  UntilLayer(first.id(), 1);
-  UntilLayer(second.id(), 1);
-  EXPECT_EQ(daemon_->workers().size(), 2u);
-  const std::string holder = Get(first.id()).worker();
-  EXPECT_THAT((std::vector<std::string>{holder, Get(second.id()).worker()}),
-              UnorderedElementsAre("cpu/0", "cpu/1"));
-  for (const auto& id : {first.id(), second.id()}) {
-    EXPECT_EQ(Watch(id, 0).back().state(), v1::JOB_STATE_SUCCEEDED);
-    EXPECT_EQ(Get(id).attempt(), 1);
+  std::vector<std::string> ids;
+  for (const std::string output : {"first", "second"}) {
+    v1::SubmitJobRequest request = Request(output, kManyWindows);
+    request.mutable_spec()->set_model("large");
+    ids.push_back(MustSubmit(request).id());
   }
-  // One thread each: what one makes the other makes too.
+  for (const std::string& id : ids) UntilLayer(id, 1);
+  EXPECT_THAT((std::vector<std::string>{Get(ids[0]).worker(), Get(ids[1]).worker()}),
+              UnorderedElementsAre("cpu/0", "cpu/1"));
+  const std::vector<pid_t> workers = daemon_->workers();
+  ASSERT_EQ(workers.size(), 2u);
+  kill(workers[0], SIGKILL);
+
+  int attempts = 0;
+  int lost = 0;
+  for (const std::string& id : ids) {
+    EXPECT_EQ(Watch(id, 0).back().state(), v1::JOB_STATE_SUCCEEDED);
+    const v1::Job done = Get(id);
+    EXPECT_EQ(done.layers_size(), large.layers);
+    attempts += done.attempt();
+    lost += done.lost_attempts();
+  }
+  // The other's job was left alone.
+  EXPECT_EQ(attempts, 3);
+  EXPECT_EQ(lost, 1);
+  // A thread each: what one makes, killed or not, the other makes too.
   EXPECT_EQ(ArtifactContent(root() / "artifacts" / "first"),
             ArtifactContent(root() / "artifacts" / "second"));
-
-  // Of a killed worker only its own job goes back, and goes on.
-  const v1::Job third = MustSubmit(Request("third", kManyWindows));
-  const v1::Job fourth = MustSubmit(Request("fourth", kManyWindows));
-  UntilLayer(third.id(), 1);
-  UntilLayer(fourth.id(), 1);
-  kill(daemon_->workers()[0], SIGKILL);
-  int attempts = 0;
-  for (const auto& id : {third.id(), fourth.id()}) {
-    EXPECT_EQ(Watch(id, 0).back().state(), v1::JOB_STATE_SUCCEEDED);
-    attempts += Get(id).attempt();
-  }
-  EXPECT_EQ(attempts, 3);
-  EXPECT_EQ(ArtifactContent(root() / "artifacts" / "third"),
-            ArtifactContent(root() / "artifacts" / "fourth"));
   EXPECT_FALSE(HasStaging());
 }
 
