@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <memory>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -25,7 +26,7 @@ class WorkerPoolTest : public testing::Test {
     for (const char* name : {"a", "b"}) {
       notifier_.Add(name, [this, name] {
         absl::MutexLock lock(&mutex_);
-        heard_ += name;
+        heard_.insert(name);
       });
     }
   }
@@ -36,32 +37,35 @@ class WorkerPoolTest : public testing::Test {
     return artifacts() / name;
   }
   std::string Submit(const std::string& output) {
-    NewJob request;
-    request.spec = "s";
-    request.model = "m";
-    request.output = output;
+    const NewJob request = {.request_id = "",
+                            .request = "r",
+                            .spec = "s",
+                            .model = "m",
+                            .output = output,
+                            .labels = {},
+                            .priority = 0};
     return store_->Submit(request).value().job.id;
+  }
+  WorkerSupervisor::Options Worker(const std::string& name, const std::string& script) const {
+    WorkerSupervisor::Options options;
+    options.name = name;
+    options.command = {"/bin/sh", "-c", script};
+    options.artifacts = artifacts();
+    options.first_backoff = absl::Milliseconds(1);
+    return options;
   }
   // Worker "a" does `script`; "b" waits for its end.
   void Start(const std::string& script) {
-    std::vector<WorkerSupervisor::Options> workers(2);
-    workers[0].name = "a";
-    workers[0].command = {"/bin/sh", "-c", script};
-    workers[1].name = "b";
-    workers[1].command = {"/bin/sh", "-c", "echo 'b 0' >&0; cat >/dev/null"};
-    for (WorkerSupervisor::Options& options : workers) {
-      options.artifacts = artifacts();
-      options.first_backoff = absl::Milliseconds(1);
-    }
-    pool_ = WorkerPool::Start(std::move(workers), *store_, notifier_).value();
+    pool_ = WorkerPool::Start({Worker("a", script), Worker("b", "echo 'b 0' >&0; cat >/dev/null")},
+                              *store_, notifier_)
+                .value();
   }
-  void AwaitHeard(const std::string& names) {
+  void AwaitHeard(const std::set<std::string>& names) {
     absl::MutexLock lock(&mutex_);
     const auto reached = [&] {
-      return std::all_of(names.begin(), names.end(),
-                         [&](char name) { return heard_.find(name) != std::string::npos; });
+      return std::includes(heard_.begin(), heard_.end(), names.begin(), names.end());
     };
-    ASSERT_TRUE(mutex_.AwaitWithTimeout(absl::Condition(&reached), absl::Seconds(60))) << heard_;
+    ASSERT_TRUE(mutex_.AwaitWithTimeout(absl::Condition(&reached), absl::Seconds(60)));
     heard_.clear();
   }
 
@@ -69,7 +73,7 @@ class WorkerPoolTest : public testing::Test {
   std::unique_ptr<JobStore> store_;
   JobNotifier notifier_;
   absl::Mutex mutex_;
-  std::string heard_;
+  std::set<std::string> heard_;
   std::unique_ptr<WorkerPool> pool_;
 };
 
@@ -104,13 +108,13 @@ TEST_F(WorkerPoolTest, RemovesWhatNoLiveJobGoesOnFrom) {
 
 TEST_F(WorkerPoolTest, OneWorkersDeathLeavesTheOthersJobAlone) {
   Start("echo 'a 0' >&0; read line; kill -9 $$");
-  AwaitHeard("ab");
+  AwaitHeard({"a", "b"});
   const std::string first = Submit("one");
   const std::string second = Submit("two");
   ASSERT_EQ(store_->Claim("a").value().value().id, first);
   ASSERT_EQ(store_->Claim("b").value().value().id, second);
   pool_->Wake();
-  AwaitHeard("a");  // a new one lives, after the old one's job was taken back
+  AwaitHeard({"a"});  // a new one lives, after the old one's job was taken back
   EXPECT_EQ(store_->Get(first).value().state, JobState::kQueued);
   EXPECT_EQ(store_->Get(second).value().state, JobState::kRunning);
   EXPECT_EQ(store_->Get(second).value().lost, 0);
@@ -118,7 +122,7 @@ TEST_F(WorkerPoolTest, OneWorkersDeathLeavesTheOthersJobAlone) {
 
 TEST_F(WorkerPoolTest, StoppingPutsEveryJobBack) {
   Start(kWaits);
-  AwaitHeard("ab");
+  AwaitHeard({"a", "b"});
   const std::string first = Submit("one");
   const std::string second = Submit("two");
   ASSERT_TRUE(store_->Claim("a").ok());

@@ -28,7 +28,7 @@ TEST(ParseCommandLine, DevicesAreAListWithEachGpuOnce) {
   const Device second = {.type = Device::Type::kCuda, .index = 1};
   EXPECT_EQ(std::get<Config>(Parse({"--data-root", "d", "--devices", "cpu,cuda:1,cpu"})).devices,
             (std::vector<Device>{Device{}, second, Device{}}));
-  for (const char* wrong : {"", "gpu", "cuda", "cuda:x", "cuda:0,cuda:0", "cpu,,cpu"}) {
+  for (const char* wrong : {"", "gpu", "cuda", "cuda:x", "cuda:0,cuda:0"}) {
     EXPECT_TRUE(std::holds_alternative<int>(Parse({"--data-root", "d", "--devices", wrong})))
         << wrong;
   }
