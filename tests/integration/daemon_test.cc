@@ -8,6 +8,7 @@
 
 #include <chrono>
 #include <cmath>
+#include <cstdio>
 #include <fstream>
 #include <functional>
 #include <memory>
@@ -243,6 +244,7 @@ TEST_F(DaemonTest, InterruptedAtRandomMomentsItMakesTheSameFiles) {
   const Json expected = ArtifactContent(root() / "artifacts" / "whole");
 
   const auto seed = std::random_device()();
+  std::printf("seed %u\n", seed);
   std::mt19937 random(seed);
   std::uniform_real_distribution<double> moment(0, seconds.count());
   // Two losses a job: the third would end it. A drained attempt does not count.
