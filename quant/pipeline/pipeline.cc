@@ -203,7 +203,7 @@ absl::StatusOr<QuantizeSummary> QuantizeModel(const QuantizeSpec& spec,
   return CatchTorch([&]() -> absl::StatusOr<QuantizeSummary> {
     const c10::InferenceMode inference;
     NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<DecoderLoader> loader,
-                            DecoderLoader::Open(checkpoint, spec.compute));
+                            DecoderLoader::Open(checkpoint, spec.compute, Purpose::kQuantize));
     NIBBLE_RETURN_IF_ERROR(CheckSpecAgainst(spec, *loader));
     NIBBLE_ASSIGN_OR_RETURN(const std::vector<LinearInfo> linears, loader->Linears());
     NIBBLE_ASSIGN_OR_RETURN(std::set<std::string> excluded, ExcludedLinears(spec.exclude, linears));
