@@ -99,7 +99,7 @@ absl::Status CheckQuantizeSpec(const QuantizeSpec& spec, const std::filesystem::
     return Refuse("model", "an artifact", "a checkpoint that is not quantized yet");
   }
   NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<DecoderLoader> loader,
-                          DecoderLoader::Open(checkpoint, spec.compute, Purpose::kQuantize));
+                          DecoderLoader::Open(checkpoint, spec.compute));
   return CheckSpecAgainst(spec, *loader);
 }
 

@@ -41,7 +41,7 @@ def read_json(path):
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ImportRefused(f"{path}: not found, expected the file in the folder") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ImportRefused(f"{path}: {error}, expected a JSON file") from None
     if not isinstance(value, dict):
         raise ImportRefused(f"{path}: found {type(value).__name__}, expected a JSON object")

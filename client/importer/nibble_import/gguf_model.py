@@ -9,6 +9,7 @@ from gguf.quants import dequantize
 
 from nibble_import import gguf_tokenizer
 from nibble_import.folder import ImportRefused, staged, write_json
+from nibble_import.gguf_metadata import COUNT, NUMBER, TEXT, TEXTS, Metadata
 from nibble_import.safetensors_writer import Tensor, write_model
 
 TOP_LEVEL = {
@@ -30,29 +31,12 @@ IN_LAYER = {
 ROPE_FACTORS = "rope_freqs.weight"
 
 
-class Metadata:
-    """The key-value pairs of a GGUF file."""
-
-    def __init__(self, reader, path):
-        self.fields = reader.fields
-        self.path = path
-
-    def get(self, key, default=None):
-        field = self.fields.get(key)
-        return default if field is None else field.contents()
-
-    def need(self, key):
-        if key not in self.fields:
-            raise ImportRefused(f"{self.path}: no metadata {key}, expected one")
-        return self.get(key)
-
-
 def import_gguf(source, out_dir):
     """Raises ImportRefused when `source` is not a GGUF file of the LLaMA architecture."""
     source = Path(source)
     reader = open_gguf(source)
     metadata = Metadata(reader, source)
-    architecture = metadata.need("general.architecture")
+    architecture = metadata.need("general.architecture", TEXT)
     if architecture != "llama":
         raise ImportRefused(f"{source}: architecture is {architecture}, expected llama")
     by_name = {tensor.name: tensor for tensor in reader.tensors}
@@ -73,45 +57,51 @@ def open_gguf(source):
 
 
 def make_config(metadata, tensors):
-    heads = metadata.need("llama.attention.head_count")
-    hidden = metadata.need("llama.embedding_length")
-    head_dim = metadata.get("llama.attention.key_length", hidden // heads)
-    rope_dim = metadata.get("llama.rope.dimension_count", head_dim)
+    heads = metadata.need("llama.attention.head_count", COUNT)
+    kv_heads = metadata.get("llama.attention.head_count_kv", COUNT, heads)
+    if heads == 0 or kv_heads == 0:
+        raise ImportRefused(f"llama.attention.head_count is {heads}, head_count_kv {kv_heads}, "
+                            "expected 1 or more")
+    hidden = metadata.need("llama.embedding_length", COUNT)
+    head_dim = metadata.get("llama.attention.key_length", COUNT, hidden // heads)
+    rope_dim = metadata.get("llama.rope.dimension_count", COUNT, head_dim)
     if rope_dim != head_dim:
         raise ImportRefused(
             f"llama.rope.dimension_count is {rope_dim}, expected the head's {head_dim}")
-    if metadata.get("llama.expert_count", 0):
+    if head_dim % 2 != 0:
+        raise ImportRefused(f"a head's width is {head_dim}, expected an even number")
+    if metadata.get("llama.expert_count", COUNT, 0):
         raise ImportRefused("llama.expert_count is not 0, expected a dense model")
-    theta = metadata.get("llama.rope.freq_base", 10000.0)
+    theta = metadata.get("llama.rope.freq_base", NUMBER, 10000.0)
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "torch_dtype": "float16",
         "hidden_act": "silu",
         "hidden_size": hidden,
-        "intermediate_size": metadata.need("llama.feed_forward_length"),
-        "num_hidden_layers": metadata.need("llama.block_count"),
+        "intermediate_size": metadata.need("llama.feed_forward_length", COUNT),
+        "num_hidden_layers": metadata.need("llama.block_count", COUNT),
         "num_attention_heads": heads,
-        "num_key_value_heads": metadata.get("llama.attention.head_count_kv", heads),
+        "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
-        "max_position_embeddings": metadata.need("llama.context_length"),
-        "rms_norm_eps": metadata.need("llama.attention.layer_norm_rms_epsilon"),
+        "max_position_embeddings": metadata.need("llama.context_length", COUNT),
+        "rms_norm_eps": metadata.need("llama.attention.layer_norm_rms_epsilon", NUMBER),
         "rope_theta": theta,
         "rope_scaling": rope_scaling(metadata, tensors, theta, head_dim),
         "attention_bias": "blk.0.attn_q.bias" in tensors,
         "mlp_bias": False,
         "tie_word_embeddings": "output.weight" not in tensors,
-        "vocab_size": len(metadata.need("tokenizer.ggml.tokens")),
-        "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": metadata.get("tokenizer.ggml.eos_token_id"),
-        "pad_token_id": metadata.get("tokenizer.ggml.padding_token_id"),
+        "vocab_size": len(metadata.need("tokenizer.ggml.tokens", TEXTS)),
+        "bos_token_id": metadata.token_id("bos"),
+        "eos_token_id": metadata.token_id("eos"),
+        "pad_token_id": metadata.token_id("padding"),
     }
     return config
 
 
 def rope_scaling(metadata, tensors, theta, head_dim):
     """Llama 3's scaling, which GGUF keeps as one divisor a frequency; None without one."""
-    kind = metadata.get("llama.rope.scaling.type", "none")
+    kind = metadata.get("llama.rope.scaling.type", TEXT, "none")
     if kind not in ("none", "llama3"):
         raise ImportRefused(f"llama.rope.scaling.type is {kind}, expected none")
     if ROPE_FACTORS not in tensors:
@@ -149,11 +139,47 @@ def hf_name(name, layers):
     raise ImportRefused(f"tensor {name}: not known, expected the LLaMA architecture's names")
 
 
-def expected_names(config):
-    names = {"token_embd.weight", "output_norm.weight"}
+def expected_shapes(config):
+    """Shape of every tensor that the model needs."""
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    q = config["num_attention_heads"] * config["head_dim"]
+    kv = config["num_key_value_heads"] * config["head_dim"]
+    in_layer = {"attn_norm": (hidden,), "attn_q": (q, hidden), "attn_k": (kv, hidden),
+                "attn_v": (kv, hidden), "attn_output": (hidden, q), "ffn_norm": (hidden,),
+                "ffn_gate": (inner, hidden), "ffn_up": (inner, hidden), "ffn_down": (hidden, inner)}
+    shapes = {"token_embd.weight": (config["vocab_size"], hidden), "output_norm.weight": (hidden,)}
+    if not config["tie_word_embeddings"]:
+        shapes["output.weight"] = shapes["token_embd.weight"]
     for layer in range(config["num_hidden_layers"]):
-        names.update(f"blk.{layer}.{part}.weight" for part in IN_LAYER)
-    return names
+        shapes.update((f"blk.{layer}.{part}.weight", in_layer[part]) for part in IN_LAYER)
+    return shapes
+
+
+def shape_of(tensor):
+    return tuple(int(size) for size in reversed(tensor.shape))
+
+
+def check_tensors(tensors, config):
+    """Raises ImportRefused unless every tensor that the model needs is there in its shape."""
+    layers = config["num_hidden_layers"]
+    if layers * len(IN_LAYER) > len(tensors):
+        raise ImportRefused(f"llama.block_count is {layers}, expected at most "
+                            f"{len(tensors) // len(IN_LAYER)}, what {len(tensors)} tensors make")
+    for name, shape in expected_shapes(config).items():
+        if name not in tensors:
+            raise ImportRefused(f"tensor {name}: not found, expected {layers} whole layers, "
+                                "token_embd and output_norm")
+        if shape_of(tensors[name]) != shape:
+            refuse_shape(tensors[name], shape)
+    for name, bias in tensors.items():
+        weight = tensors.get(f"{name.removesuffix('.bias')}.weight")
+        if weight is not None and shape_of(bias) != shape_of(weight)[:1]:
+            refuse_shape(bias, shape_of(weight)[:1])
+
+
+def refuse_shape(tensor, expected):
+    raise ImportRefused(f"tensor {tensor.name}: found the shape {shape_of(tensor)}, "
+                        f"expected {expected}")
 
 
 def unpermute(weight, heads):
@@ -164,7 +190,8 @@ def unpermute(weight, heads):
 
 def to_half(tensor, config):
     try:
-        values = dequantize(tensor.data, tensor.tensor_type)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
+            values = dequantize(tensor.data, tensor.tensor_type)
     except NotImplementedError:
         raise ImportRefused(
             f"tensor {tensor.name}: type {tensor.tensor_type.name} has no dequantization, "
@@ -182,12 +209,9 @@ def to_half(tensor, config):
 
 
 def write_weights(tensors, config, folder):
-    missing = sorted(expected_names(config) - tensors.keys())
-    if missing:
-        raise ImportRefused(f"tensor {missing[0]}: not found, expected {config['num_hidden_layers']} "
-                            "whole layers, token_embd and output_norm")
+    check_tensors(tensors, config)
     names = {name: hf_name(name, config["num_hidden_layers"])
              for name in tensors if name != ROPE_FACTORS}
-    write_model([Tensor(new, "F16", tuple(int(size) for size in reversed(tensors[name].shape)),
+    write_model([Tensor(new, "F16", shape_of(tensors[name]),
                         lambda name=name: to_half(tensors[name], config))
                  for name, new in names.items()], folder)

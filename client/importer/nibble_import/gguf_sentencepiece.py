@@ -8,6 +8,7 @@ import math
 import struct
 
 from nibble_import.folder import ImportRefused
+from nibble_import.gguf_metadata import COUNTS, FLAG, NUMBERS, TEXTS
 
 # SentencePiece's types, which GGUF took over.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -40,23 +41,24 @@ def piece_message(text, score, kind):
 
 def trainer_message(metadata, kinds):
     fields = number_field(3, BPE) + number_field(35, BYTE in kinds)
-    for field, key, default in ((40, "unknown", 0), (41, "bos", 1), (42, "eos", 2)):
-        fields += number_field(field, metadata.get(f"tokenizer.ggml.{key}_token_id", default))
+    for field, name, default in ((40, "unknown", 0), (41, "bos", 1), (42, "eos", 2)):
+        index = metadata.token_id(name)
+        fields += number_field(field, default if index is None else index)
     return fields
 
 
 def normalizer_message(metadata):
     return (bytes_field(1, b"identity")
-            + number_field(3, metadata.get("tokenizer.ggml.add_space_prefix", True))
-            + number_field(4, metadata.get("tokenizer.ggml.remove_extra_whitespaces", False))
+            + number_field(3, metadata.get("tokenizer.ggml.add_space_prefix", FLAG, True))
+            + number_field(4, metadata.get("tokenizer.ggml.remove_extra_whitespaces", FLAG, False))
             + number_field(5, True))
 
 
 def read_pieces(metadata):
     """(text, score, type) of every token."""
-    tokens = metadata.need("tokenizer.ggml.tokens")
-    scores = metadata.need("tokenizer.ggml.scores")
-    kinds = metadata.need("tokenizer.ggml.token_type")
+    tokens = metadata.need("tokenizer.ggml.tokens", TEXTS)
+    scores = metadata.need("tokenizer.ggml.scores", NUMBERS)
+    kinds = metadata.need("tokenizer.ggml.token_type", COUNTS)
     for key, values in (("scores", scores), ("token_type", kinds)):
         if len(values) != len(tokens):
             raise ImportRefused(
@@ -85,8 +87,8 @@ def write_model(metadata, folder):
     (folder / "tokenizer.model").write_bytes(message)
     return {
         "tokenizer_class": "LlamaTokenizer",
-        "add_bos_token": metadata.get("tokenizer.ggml.add_bos_token", True),
-        "add_eos_token": metadata.get("tokenizer.ggml.add_eos_token", False),
+        "add_bos_token": metadata.get("tokenizer.ggml.add_bos_token", FLAG, True),
+        "add_eos_token": metadata.get("tokenizer.ggml.add_eos_token", FLAG, False),
         "added_tokens_decoder": {
             str(index): {"content": text, "lstrip": False, "rstrip": False, "single_word": False,
                          "normalized": False, "special": kind == CONTROL}

@@ -4,6 +4,7 @@ from tokenizers import Tokenizer
 
 from nibble_import import gguf_sentencepiece
 from nibble_import.folder import ImportRefused, write_json
+from nibble_import.gguf_metadata import COUNT, COUNTS, FLAG, TEXT, TEXTS
 
 # GGUF's token types.
 CONTROL = 3
@@ -60,14 +61,16 @@ def added_tokens(tokens, types):
 
 def make_tokenizer(metadata):
     """The object of tokenizer.json."""
-    pre = metadata.get("tokenizer.ggml.pre", "gpt-2")
-    tokens = metadata.need("tokenizer.ggml.tokens")
-    types = metadata.need("tokenizer.ggml.token_type")
+    pre = metadata.get("tokenizer.ggml.pre", TEXT, "gpt-2")
+    tokens = metadata.need("tokenizer.ggml.tokens", TEXTS)
+    types = metadata.need("tokenizer.ggml.token_type", COUNTS)
     if len(types) != len(tokens):
         raise ImportRefused(f"tokenizer.ggml.token_type: found {len(types)}, expected {len(tokens)}")
     is_llama3 = pre not in ("gpt-2", "default", "smollm")
-    add_bos = metadata.get("tokenizer.ggml.add_bos_token", is_llama3)
-    bos_id = metadata.need("tokenizer.ggml.bos_token_id") if add_bos else None
+    add_bos = metadata.get("tokenizer.ggml.add_bos_token", FLAG, is_llama3)
+    bos_id = metadata.token_id("bos") if add_bos else None
+    if add_bos and bos_id is None:
+        raise ImportRefused("tokenizer.ggml.add_bos_token without a bos_token_id, expected one")
     return {
         "version": "1.0",
         "truncation": None,
@@ -83,24 +86,22 @@ def make_tokenizer(metadata):
             "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
             "ignore_merges": is_llama3,
             "vocab": {token: index for index, token in enumerate(tokens)},
-            "merges": [merge.split(" ", 1) for merge in metadata.need("tokenizer.ggml.merges")],
+            "merges": [merge.split(" ", 1)
+                       for merge in metadata.need("tokenizer.ggml.merges", TEXTS)],
         },
     }
 
 
 def make_tokenizer_config(metadata):
-    tokens = metadata.need("tokenizer.ggml.tokens")
+    tokens = metadata.need("tokenizer.ggml.tokens", TEXTS)
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
-              "model_max_length": metadata.need("llama.context_length")}
+              "model_max_length": metadata.need("llama.context_length", COUNT)}
     for name, key in (("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"),
                       ("pad_token", "padding")):
-        index = metadata.get(f"tokenizer.ggml.{key}_token_id")
+        index = metadata.token_id(key)
         if index is not None:
-            if not 0 <= index < len(tokens):
-                raise ImportRefused(f"tokenizer.ggml.{key}_token_id is {index}, "
-                                    f"expected less than {len(tokens)}")
             config[name] = tokens[index]
-    template = metadata.get("tokenizer.chat_template")
+    template = metadata.get("tokenizer.chat_template", TEXT)
     if template is not None:
         config["chat_template"] = template
     return config
@@ -108,8 +109,8 @@ def make_tokenizer_config(metadata):
 
 def eos_ids(metadata):
     """Every token that ends an answer: the EOS and, where it differs, the end of a turn."""
-    ids = [metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot")]
-    return sorted({index for index in ids if index is not None})
+    ids = {metadata.token_id(name) for name in ("eos", "eot")}
+    return sorted(ids - {None})
 
 
 def write_byte_level(metadata, folder):
@@ -124,7 +125,7 @@ def write_byte_level(metadata, folder):
 def write_tokenizer(metadata, folder):
     """Writes the tokenizer's files and generation_config.json."""
     config = make_tokenizer_config(metadata)
-    model = metadata.need("tokenizer.ggml.model")
+    model = metadata.need("tokenizer.ggml.model", TEXT)
     if model == "gpt2":
         write_byte_level(metadata, folder)
     elif model == "llama":
@@ -134,7 +135,7 @@ def write_tokenizer(metadata, folder):
                             "llama (SentencePiece BPE)")
     write_json(folder / "tokenizer_config.json", config)
     ids = eos_ids(metadata)
-    generation = {"bos_token_id": metadata.get("tokenizer.ggml.bos_token_id")}
+    generation = {"bos_token_id": metadata.token_id("bos")}
     if ids:
         generation["eos_token_id"] = ids
     write_json(folder / "generation_config.json", generation)

@@ -135,7 +135,11 @@ def special_tokens(config, vocab):
         # The class's own default says nothing of a vocabulary without it.
         if name in found and config[name] == DEFAULT_SPECIAL and DEFAULT_SPECIAL not in vocab:
             del found[name]
-    for index, value in enumerate(config.get("additional_special_tokens") or []):
+    additional = config.get("additional_special_tokens") or []
+    if not isinstance(additional, list):
+        raise ImportRefused(f"{CONFIG}: additional_special_tokens: found "
+                            f"{type(additional).__name__}, expected a list of tokens")
+    for index, value in enumerate(additional):
         found[index] = token_fields(value, "additional_special_tokens")
     return found
 
@@ -145,7 +149,11 @@ def added_tokens(source, config, vocab, special):
     ids, tokens = dict(vocab), {}
     special_contents = {fields["content"] for fields in special.values()}
     if "added_tokens_decoder" in config:
-        for index, value in config["added_tokens_decoder"].items():
+        decoder = config["added_tokens_decoder"]
+        if not isinstance(decoder, dict):
+            raise ImportRefused(f"{CONFIG}: added_tokens_decoder: found "
+                                f"{type(decoder).__name__}, expected tokens by their ids")
+        for index, value in decoder.items():
             fields = token_fields(value, f"added_tokens_decoder {index}")
             ids[fields["content"]] = int(index) if index.isdecimal() else index
             tokens[fields["content"]] = fields | {"special": bool(value.get("special", False))}

@@ -11,6 +11,7 @@ from nibble_import.folder import ImportRefused, write_json
 
 SHARD_BYTES = 4 << 30
 DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+METADATA = "__metadata__"  # the one key of a header that names no tensor
 
 
 class Tensor(NamedTuple):
@@ -56,8 +57,11 @@ def cut_into_shards(tensors, shard_bytes):
 
 def write_file(tensors, path):
     """The format of https://github.com/huggingface/safetensors: header length, header, values."""
-    header, end = {"__metadata__": {"format": "pt"}}, 0
+    header, end = {METADATA: {"format": "pt"}}, 0
     for tensor in tensors:
+        if tensor.name in header:
+            raise ImportRefused(f"tensor {tensor.name}: found the name taken, "
+                                "expected one of its own")
         header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape),
                                "data_offsets": [end, end + tensor.bytes]}
         end += tensor.bytes

@@ -17,6 +17,8 @@ import numpy as np
 from nibble_import.folder import ImportRefused
 
 MOST_PICKLE_BYTES = 64 << 20
+MOST_DIMENSIONS = 8  # as nibble reads them
+MOST_ELEMENTS = 1 << 48  # of a shape, its zeros left out
 STORAGE_DTYPES = {"FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16"}
 CODES = {"F32": np.dtype("<u4"), "F16": np.dtype("<u2"), "BF16": np.dtype("<u2")}
 
@@ -67,8 +69,9 @@ class TorchFile:
         """The tensor's bits, row-major: uint32 for F32, uint16 for F16 and BF16."""
         view = self.views[name]
         codes = CODES[view.storage.dtype]
-        span = 0 if 0 in view.shape else 1 + sum(
-            (size - 1) * stride for size, stride in zip(view.shape, view.strides))
+        if 0 in view.shape:
+            return np.empty(view.shape, codes)
+        span = 1 + sum((size - 1) * stride for size, stride in zip(view.shape, view.strides))
         content = self._storage_bytes(view, span * codes.itemsize)
         values = np.frombuffer(content, dtype=codes)
         strides = [stride * codes.itemsize for stride in view.strides]
@@ -144,6 +147,10 @@ def check_view(view):
         raise ImportRefused("found a size that is no count, expected counts")
     if len(view.shape) != len(view.strides):
         raise ImportRefused(f"found {len(view.strides)} strides, expected {len(view.shape)}")
+    if (len(view.shape) > MOST_DIMENSIONS
+            or math.prod(size or 1 for size in view.shape) > MOST_ELEMENTS):
+        raise ImportRefused(f"found the shape {view.shape}, expected at most {MOST_DIMENSIONS} "
+                            f"dimensions and {MOST_ELEMENTS} elements")
     last = view.offset + sum((size - 1) * stride for size, stride in zip(view.shape, view.strides))
     elements = math.prod(view.shape)
     if elements and (last >= view.storage.elements or elements > view.storage.elements):

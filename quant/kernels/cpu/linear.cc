@@ -182,7 +182,9 @@ at::Tensor Linear(const LinearWeights& weights, const at::Tensor& x) {
 }
 
 at::Tensor GatherRows(const LinearWeights& weights, const at::Tensor& rows) {
-  if (weights.arranged == nullptr) return weights.weight.index_select(0, rows);
+  if (weights.arranged == nullptr) {
+    return weights.weight.index_select(0, rows.to(weights.weight.device()));
+  }
   return ToTensor(weights.arranged->weight, rows);
 }
 

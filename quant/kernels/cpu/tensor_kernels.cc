@@ -19,10 +19,12 @@ at::Tensor AttendOne(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
 }  // namespace
 
 at::Tensor Normalize(const NormWeights& norm, const at::Tensor& x) {
+  const at::Tensor wide = x.to(at::kFloat);
   if (norm.bias.defined()) {
-    return at::layer_norm(x, {x.size(-1)}, norm.gain, norm.bias, norm.eps);
+    return at::layer_norm(wide, {x.size(-1)}, norm.gain, norm.bias, norm.eps).to(x.scalar_type());
   }
-  return x * at::rsqrt(x.square().mean(-1, /*keepdim=*/true) + norm.eps) * norm.gain;
+  const at::Tensor inverse = at::rsqrt(wide.square().mean(-1, /*keepdim=*/true) + norm.eps);
+  return (wide * inverse * norm.gain).to(x.scalar_type());
 }
 
 void ApplyRotary(at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {

@@ -8,9 +8,9 @@
 namespace nibble {
 
 absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(const std::filesystem::path& folder,
-                                                       Compute compute) {
+                                                       Compute compute, const Device& device) {
   NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<DecoderLoader> loader,
-                          DecoderLoader::Open(folder, compute, Purpose::kRun));
+                          DecoderLoader::Open(folder, compute, device, Purpose::kRun));
   return CatchTorch([&]() -> absl::StatusOr<std::unique_ptr<Decoder>> {
     auto decoder = std::unique_ptr<Decoder>(new Decoder());
     decoder->config_ = loader->config();
@@ -43,7 +43,7 @@ std::vector<KvBlocks> Decoder::MakeCache(int64_t blocks) const {
 }
 
 at::Tensor Decoder::Forward(const Batch& batch, std::vector<KvBlocks>* cache) const {
-  const Rotary rotary = MakeRotary(config_, batch);
+  const Rotary rotary = MakeRotary(config_, batch, ends_.embedding.device());
   at::Tensor hidden = Embed(config_, ends_, batch);
   for (size_t i = 0; i < layers_.size(); ++i) {
     hidden = RunLayer(config_, layers_[i], hidden, batch, rotary,

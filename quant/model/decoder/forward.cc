@@ -103,8 +103,9 @@ at::Tensor Activate(const ModelConfig& config, const std::vector<at::Tensor>& up
 
 }  // namespace
 
-// Angle by angle: LibTorch's cos of one differs in its last bit with its place in a tensor.
-Rotary MakeRotary(const ModelConfig& config, const Batch& batch) {
+// The angles are computed on the CPU, so that every device turns by the same ones, and one by one:
+// LibTorch's cosine of an angle differs in its last bit with its place in a tensor.
+Rotary MakeRotary(const ModelConfig& config, const Batch& batch, at::Device device) {
   if (config.family == Family::kOpt) return {};
   const at::Tensor angles = at::outer(Positions(batch).to(at::kFloat), RotaryFrequencies(config));
   const Rotary rotary = {at::empty_like(angles), at::empty_like(angles)};
@@ -113,7 +114,7 @@ Rotary MakeRotary(const ModelConfig& config, const Batch& batch) {
     rotary.cos.data_ptr<float>()[i] = std::cos(angle);
     rotary.sin.data_ptr<float>()[i] = std::sin(angle);
   }
-  return rotary;
+  return {rotary.cos.to(device), rotary.sin.to(device)};
 }
 
 at::Tensor Embed(const ModelConfig& config, const DecoderEnds& ends, const Batch& batch) {
@@ -121,7 +122,8 @@ at::Tensor Embed(const ModelConfig& config, const DecoderEnds& ends, const Batch
       GatherRows(ends.embedding, at::tensor(batch.tokens, at::kInt).to(at::kLong));
   if (ends.project_in) hidden = Linear(*ends.project_in, hidden);
   if (config.family == Family::kOpt) {
-    hidden = hidden + ends.positions.index_select(0, Positions(batch) + kOptPositionOffset);
+    const at::Tensor rows = (Positions(batch) + kOptPositionOffset).to(hidden.device());
+    hidden = hidden + ends.positions.index_select(0, rows);
   }
   return hidden;
 }
@@ -152,11 +154,11 @@ at::Tensor RunLayer(const ModelConfig& config, const DecoderLayer& layer, const 
 
 at::Tensor Logits(const ModelConfig&, const DecoderEnds& ends, const at::Tensor& hidden,
                   absl::Span<const int64_t> rows) {
-  at::Tensor x =
-      hidden.index_select(0, at::tensor(at::ArrayRef<int64_t>(rows.data(), rows.size())));
+  const at::Tensor index = at::tensor(at::ArrayRef<int64_t>(rows.data(), rows.size()));
+  at::Tensor x = hidden.index_select(0, index.to(hidden.device()));
   if (ends.norm) x = Normalize(*ends.norm, x);
   if (ends.project_out) x = Linear(*ends.project_out, x);
-  return Linear(ends.head, x);
+  return Linear(ends.head, x).to(at::kFloat);
 }
 
 }  // namespace nibble

@@ -8,6 +8,7 @@
 #include "quant/base/strings.h"
 #include "quant/base/torch_status.h"
 #include "quant/gptq/gptq.h"
+#include "quant/kernels/device/torch_device.h"
 #include "quant/model/decoder/decoder.h"
 
 namespace nibble {
@@ -18,28 +19,32 @@ bool HasBias(const ModelConfig& config, InputGroup input) {
   return attention ? config.attention_bias : config.mlp_bias;
 }
 
+absl::StatusOr<at::ScalarType> FloatType(const std::string& name, DType dtype) {
+  if (dtype == DType::kF32) return at::kFloat;
+  if (dtype == DType::kF16) return at::kHalf;
+  if (dtype == DType::kBF16) return at::kBFloat16;
+  return absl::InvalidArgumentError(StrCat("tensor \"", name, "\": found the type ",
+                                           DTypeName(dtype), ", expected F32, F16 or BF16"));
+}
+
 class TensorReader {
  public:
-  TensorReader(const TensorSource& tensors, Compute compute)
-      : tensors_(tensors), compute_(compute) {}
+  TensorReader(const TensorSource& tensors, Compute compute, const Device& device)
+      : tensors_(tensors), compute_(compute), device_(device) {}
 
-  // f32, rounded to bf16 first if so computed.
+  // In the working type, rounded to bf16 first if so computed.
   absl::StatusOr<at::Tensor> Read(const std::string& name, std::vector<int64_t> shape) const {
-    NIBBLE_ASSIGN_OR_RETURN(const TensorView view, tensors_.Find(name, shape));
-    at::Tensor tensor = at::empty(shape, at::kFloat);
-    NIBBLE_RETURN_IF_ERROR(
-        WidenToFloat(name, view, absl::MakeSpan(tensor.data_ptr<float>(), tensor.numel())));
-    tensors_.Release(view);
-    if (compute_ == Compute::kBf16) tensor = tensor.to(at::kBFloat16).to(at::kFloat);
-    return tensor;
+    return ReadAs(name, std::move(shape), WorkingType(compute_, device_));
   }
 
   absl::StatusOr<NormWeights> ReadNorm(const ModelConfig& config, const std::string& name) const {
     NormWeights norm;
     norm.eps = config.norm_eps;
-    NIBBLE_ASSIGN_OR_RETURN(norm.gain, Read(StrCat(name, ".weight"), {config.hidden}));
+    NIBBLE_ASSIGN_OR_RETURN(norm.gain,
+                            ReadAs(StrCat(name, ".weight"), {config.hidden}, at::kFloat));
     if (config.family == Family::kOpt) {
-      NIBBLE_ASSIGN_OR_RETURN(norm.bias, Read(StrCat(name, ".bias"), {config.hidden}));
+      NIBBLE_ASSIGN_OR_RETURN(norm.bias,
+                              ReadAs(StrCat(name, ".bias"), {config.hidden}, at::kFloat));
     }
     return norm;
   }
@@ -53,8 +58,35 @@ class TensorReader {
   }
 
  private:
+  absl::StatusOr<at::Tensor> ReadAs(const std::string& name, std::vector<int64_t> shape,
+                                    at::ScalarType type) const {
+    NIBBLE_ASSIGN_OR_RETURN(const TensorView view, tensors_.Find(name, shape));
+    NIBBLE_ASSIGN_OR_RETURN(at::Tensor tensor,
+                            device_.is_cuda() ? Upload(name, view) : Widen(name, view));
+    tensors_.Release(view);
+    if (compute_ == Compute::kBf16) tensor = tensor.to(at::kBFloat16);
+    return tensor.to(type);
+  }
+
+  static absl::StatusOr<at::Tensor> Widen(const std::string& name, const TensorView& view) {
+    at::Tensor tensor = at::empty(view.shape, at::kFloat);
+    NIBBLE_RETURN_IF_ERROR(
+        WidenToFloat(name, view, absl::MakeSpan(tensor.data_ptr<float>(), tensor.numel())));
+    return tensor;
+  }
+
+  // As stored: the device converts faster than the host.
+  absl::StatusOr<at::Tensor> Upload(const std::string& name, const TensorView& view) const {
+    NIBBLE_ASSIGN_OR_RETURN(const at::ScalarType type, FloatType(name, view.dtype));
+    at::Tensor bytes = at::empty({static_cast<int64_t>(view.bytes.size())},
+                                 at::TensorOptions(at::kByte).device(TorchDevice(device_)));
+    bytes.copy_(at::from_blob(const_cast<uint8_t*>(view.bytes.data()), bytes.sizes(), at::kByte));
+    return bytes.view(type).view(view.shape);
+  }
+
   const TensorSource& tensors_;
   const Compute compute_;
+  const Device device_;
 };
 
 bool IsExcluded(const ArtifactSpec& artifact, const std::string& name) {
@@ -65,7 +97,7 @@ bool IsExcluded(const ArtifactSpec& artifact, const std::string& name) {
 absl::StatusOr<LayerLinear> ReadLinear(const ModelConfig& config, const LinearInfo& linear,
                                        const TensorSource& tensors, const TensorReader& reader,
                                        const std::optional<ArtifactSpec>& artifact,
-                                       Purpose purpose) {
+                                       bool arrange) {
   const auto& [name, input, layer, rows, cols] = linear;
   LayerLinear out{name, input, {}, std::nullopt};
   const bool quantized = artifact && !IsExcluded(*artifact, name);
@@ -73,7 +105,7 @@ absl::StatusOr<LayerLinear> ReadLinear(const ModelConfig& config, const LinearIn
   if (quantized && artifact->weights) {
     NIBBLE_ASSIGN_OR_RETURN(matrix,
                             ReadQuantizedMatrix(tensors, name, *artifact->weights, rows, cols));
-    if (purpose == Purpose::kQuantize) out.weights.weight = Dequantize(*matrix);
+    if (!arrange) out.weights.weight = Dequantize(*matrix);
   } else {
     NIBBLE_ASSIGN_OR_RETURN(out.weights.weight, reader.Read(StrCat(name, ".weight"), {rows, cols}));
   }
@@ -86,30 +118,30 @@ absl::StatusOr<LayerLinear> ReadLinear(const ModelConfig& config, const LinearIn
   if (HasBias(config, input)) {
     NIBBLE_ASSIGN_OR_RETURN(out.weights.bias, reader.Read(StrCat(name, ".bias"), {rows}));
   }
-  if (purpose == Purpose::kRun) Arrange(matrix ? &*matrix : nullptr, out.weights);
+  if (arrange) Arrange(matrix ? &*matrix : nullptr, out.weights);
   return out;
 }
 
 // A weight outside the layers.
 absl::StatusOr<LinearWeights> ReadEnd(const TensorReader& reader, const std::string& name,
-                                      std::vector<int64_t> shape, Purpose purpose) {
+                                      std::vector<int64_t> shape, bool arrange) {
   LinearWeights end;
   NIBBLE_ASSIGN_OR_RETURN(end.weight, reader.Read(name, std::move(shape)));
-  if (purpose == Purpose::kRun) Arrange(nullptr, end);
+  if (arrange) Arrange(nullptr, end);
   return end;
 }
 
 absl::Status ReadOptEnds(const ModelConfig& config, const std::string& prefix,
-                         const TensorReader& reader, Purpose purpose, DecoderEnds& ends) {
+                         const TensorReader& reader, bool arrange, DecoderEnds& ends) {
   NIBBLE_ASSIGN_OR_RETURN(ends.positions, reader.Read(StrCat(prefix, "embed_positions.weight"),
                                                       {config.context + 2, config.hidden}));
   if (config.embed_dim != config.hidden) {
     NIBBLE_ASSIGN_OR_RETURN(ends.project_in,
                             ReadEnd(reader, StrCat(prefix, "project_in.weight"),
-                                    {config.hidden, config.embed_dim}, purpose));
+                                    {config.hidden, config.embed_dim}, arrange));
     NIBBLE_ASSIGN_OR_RETURN(ends.project_out,
                             ReadEnd(reader, StrCat(prefix, "project_out.weight"),
-                                    {config.embed_dim, config.hidden}, purpose));
+                                    {config.embed_dim, config.hidden}, arrange));
   }
   return absl::OkStatus();
 }
@@ -117,7 +149,8 @@ absl::Status ReadOptEnds(const ModelConfig& config, const std::string& prefix,
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<DecoderLoader>> DecoderLoader::Open(
-    const std::filesystem::path& folder, Compute compute, Purpose purpose) {
+    const std::filesystem::path& folder, Compute compute, const Device& device, Purpose purpose) {
+  NIBBLE_RETURN_IF_ERROR(PrepareDevice(device));
   auto loader = std::unique_ptr<DecoderLoader>(new DecoderLoader());
   NIBBLE_ASSIGN_OR_RETURN(loader->config_, LoadModelConfig(folder));
   if (IsArtifact(folder)) {
@@ -125,7 +158,8 @@ absl::StatusOr<std::unique_ptr<DecoderLoader>> DecoderLoader::Open(
   }
   NIBBLE_ASSIGN_OR_RETURN(loader->tensors_, TensorSource::Open(folder));
   loader->compute_ = compute;
-  loader->purpose_ = purpose;
+  loader->device_ = device;
+  loader->arrange_ = purpose == Purpose::kRun && !device.is_cuda();
   return loader;
 }
 
@@ -137,7 +171,7 @@ absl::StatusOr<DecoderLayer> DecoderLoader::LoadLayer(int64_t index) const {
   return CatchTorch([&]() -> absl::StatusOr<DecoderLayer> {
     NIBBLE_ASSIGN_OR_RETURN(const std::string prefix, FindPrefix(*tensors_, config_.family));
     const std::string base = StrCat(prefix, "layers.", index, ".");
-    const TensorReader reader(*tensors_, compute_);
+    const TensorReader reader(*tensors_, compute_, device_);
     const bool opt = config_.family == Family::kOpt;
     DecoderLayer layer;
     NIBBLE_ASSIGN_OR_RETURN(
@@ -148,7 +182,7 @@ absl::StatusOr<DecoderLayer> DecoderLoader::LoadLayer(int64_t index) const {
                                                                   : "post_attention_layernorm")));
     for (const LinearInfo& linear : LayerLinears(config_, prefix, index)) {
       NIBBLE_ASSIGN_OR_RETURN(LayerLinear read,
-                              ReadLinear(config_, linear, *tensors_, reader, artifact_, purpose_));
+                              ReadLinear(config_, linear, *tensors_, reader, artifact_, arrange_));
       layer.linears.push_back(std::move(read));
     }
     return layer;
@@ -158,19 +192,19 @@ absl::StatusOr<DecoderLayer> DecoderLoader::LoadLayer(int64_t index) const {
 absl::StatusOr<DecoderEnds> DecoderLoader::LoadEnds() const {
   return CatchTorch([&]() -> absl::StatusOr<DecoderEnds> {
     NIBBLE_ASSIGN_OR_RETURN(const std::string prefix, FindPrefix(*tensors_, config_.family));
-    const TensorReader reader(*tensors_, compute_);
+    const TensorReader reader(*tensors_, compute_, device_);
     const bool opt = config_.family == Family::kOpt;
     const int64_t width = opt ? config_.embed_dim : config_.hidden;
     DecoderEnds ends;
     NIBBLE_ASSIGN_OR_RETURN(ends.embedding, ReadEnd(reader, StrCat(prefix, "embed_tokens.weight"),
-                                                    {config_.vocab, width}, purpose_));
+                                                    {config_.vocab, width}, arrange_));
     if (config_.tied_embeddings) {
       ends.head = ends.embedding;
     } else {
       NIBBLE_ASSIGN_OR_RETURN(
-          ends.head, ReadEnd(reader, "lm_head.weight", {config_.vocab, width}, purpose_));
+          ends.head, ReadEnd(reader, "lm_head.weight", {config_.vocab, width}, arrange_));
     }
-    if (opt) NIBBLE_RETURN_IF_ERROR(ReadOptEnds(config_, prefix, reader, purpose_, ends));
+    if (opt) NIBBLE_RETURN_IF_ERROR(ReadOptEnds(config_, prefix, reader, arrange_, ends));
     if (config_.final_norm) {
       NIBBLE_ASSIGN_OR_RETURN(
           ends.norm, reader.ReadNorm(config_, StrCat(prefix, opt ? "final_layer_norm" : "norm")));

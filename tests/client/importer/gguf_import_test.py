@@ -75,6 +75,31 @@ class GgufImportTest(ImporterCase):
     def test_a_missing_tensor_is_named(self):
         self.assert_refused(self.import_gguf(skip=("blk.1.ffn_up",))[1], "blk.1.ffn_up.weight")
 
+    def test_a_tensor_of_another_shape_is_named(self):
+        for key, value, word in (("llama.feed_forward_length", INNER - 1, "blk.0.ffn_gate"),
+                                 ("llama.attention.head_count_kv", 1, "blk.0.attn_k"),
+                                 ("llama.embedding_length", 0, "token_embd"),
+                                 ("llama.attention.head_count", 1000, "blk.0.attn_q")):
+            with self.subTest(key):
+                self.assert_refused(self.import_gguf(forge={key: value})[1], word, "shape")
+
+    def test_metadata_of_another_kind_is_named(self):
+        for key, value, *words in (
+                ("llama.attention.head_count", 0, "head_count is 0", "1 or more"),
+                ("llama.attention.head_count", "4", "head_count is '4'", "a count"),
+                ("llama.attention.head_count", [4, 4], "head_count is a list of 2", "a count"),
+                ("llama.attention.head_count", -4, "head_count is -4", "a count"),
+                ("llama.attention.key_length", 63, "width is 63", "even"),
+                ("llama.block_count", (1 << 31) - 1, "at most 2"),  # and takes no memory
+                ("llama.attention.layer_norm_rms_epsilon", float("nan"), "nan", "a finite number"),
+                ("llama.rope.freq_base", "x", "freq_base is 'x'", "a finite number"),
+                ("tokenizer.ggml.tokens", "abc", "tokens is 'abc'", "a list of texts"),
+                ("tokenizer.ggml.merges", [1, 2], "merges is a list of 2", "a list of texts"),
+                ("tokenizer.ggml.eot_token_id", len(TOKENS), "eot", f"less than {len(TOKENS)}"),
+                ("tokenizer.ggml.bos_token_id", "x", "bos_token_id is 'x'", "a count")):
+            with self.subTest(key=key, value=value):
+                self.assert_refused(self.import_gguf(forge={key: value})[1], *words)
+
     def test_a_truncated_file_is_refused(self):
         write_gguf(self.root / "whole.gguf", make_weights(seed=7))
         whole = (self.root / "whole.gguf").read_bytes()

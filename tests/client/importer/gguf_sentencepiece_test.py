@@ -71,7 +71,8 @@ class GgufSentencePieceTest(ImporterCase):
                                (writer.add_eos_token_id, 2)):
                 add(index)
 
-        write_gguf(self.root / "tiny.gguf", make_weights(seed=7), add_tokenizer=add_tokenizer)
+        write_gguf(self.root / "tiny.gguf", make_weights(seed=7, vocab=len(pieces)),
+                   add_tokenizer=add_tokenizer)
         return self.run_import("gguf", self.root / "tiny.gguf")
 
     def config(self):

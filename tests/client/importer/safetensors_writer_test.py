@@ -46,6 +46,12 @@ class SafetensorsWriterTest(unittest.TestCase):
             found = load_file(self.folder / file)[f"t{i}"]
             np.testing.assert_array_equal(found, np.full(sizes[i], i, np.float32))
 
+    def test_a_name_that_is_taken_is_refused(self):
+        twice = tensor("twice", np.zeros(2, np.float32))
+        for tensors in ([twice, twice], [tensor("__metadata__", np.zeros(2, np.float32))]):
+            with self.assertRaisesRegex(ImportRefused, "name taken"):
+                write_model(tensors, self.folder)
+
     def test_values_of_another_size_are_refused(self):
         wrong = Tensor("wrong", "F32", (3,), lambda: np.zeros(2, np.float32))
         with self.assertRaisesRegex(ImportRefused, "wrong: found 8 bytes, expected 12"):

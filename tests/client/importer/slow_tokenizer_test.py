@@ -84,6 +84,10 @@ class SlowTokenizerTest(ImporterCase):
                                  ("vocab.json", "[]", "JSON object"),
                                  ("merges.txt", "h i i\n", "line 1"),
                                  ("merges.txt", "h i\nh 1\n", "merges.txt"),
+                                 ("vocab.json", '{"h":' * 50_000, "recursion"),
+                                 ("tokenizer_config.json", '{"added_tokens_decoder": []}', "list"),
+                                 ("tokenizer_config.json", '{"additional_special_tokens": 7}',
+                                  "a list of tokens"),
                                  ("tokenizer_config.json", "{", "tokenizer_config.json")):
             with self.subTest(name=name, text=text):
                 whole = (source / name).read_text()

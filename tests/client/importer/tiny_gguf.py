@@ -23,9 +23,9 @@ def layer_shapes():
             "ffn_up": (INNER, HIDDEN), "ffn_down": (HIDDEN, INNER)}
 
 
-def make_weights(seed):
+def make_weights(seed, vocab=len(TOKENS)):
     random = np.random.default_rng(seed)
-    weights = {"token_embd": random.normal(size=(len(TOKENS), HIDDEN)),
+    weights = {"token_embd": random.normal(size=(vocab, HIDDEN)),
                "output_norm": random.normal(size=HIDDEN)}
     for layer in range(LAYERS):
         for norm in ("attn_norm", "ffn_norm"):
@@ -47,9 +47,9 @@ def add_byte_level(writer, model="gpt2", pre="smollm"):
 
 
 def write_gguf(path, weights, kind=gguf.GGMLQuantizationType.F16, architecture="llama",
-               skip=(), raw=None, add_tokenizer=None, **tokenizer):
+               skip=(), raw=None, add_tokenizer=None, forge=None, **tokenizer):
     """Writes q and k as llama.cpp does; the linears' type is `kind`. `raw` has whole tensors' bytes
-    and type by name."""
+    and type by name, `forge` values that go over the metadata's."""
     raw = raw or {}
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(LAYERS)
@@ -62,6 +62,9 @@ def write_gguf(path, weights, kind=gguf.GGMLQuantizationType.F16, architecture="
     writer.add_rope_freq_base(50000.0)
     (add_tokenizer or add_byte_level)(writer, **tokenizer)
     writer.add_chat_template("{{ messages[0]['content'] }}")
+    for key, value in (forge or {}).items():
+        writer.kv_data[0].pop(key, None)
+        writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value))
     for name, value in weights.items():
         if name in skip:
             continue

@@ -209,7 +209,8 @@ class RefusedTorchFileTest(ImporterCase):
         storage = torch_bin.Storage("0", values, 12)
         for shape, strides, offset in (((3, 4), (4, 1), 1), ((13,), (1,), 0), ((2,), (1 << 62,), 0),
                                        ((2,), (-1,), 1), ((1,), (1,), -1), ((2, 2), (1,), 0),
-                                       ((1 << 40,), (0,), 0), ((2,), ("1",), 0)):
+                                       ((1 << 40,), (0,), 0), ((2,), ("1",), 0),
+                                       ((0, 1 << 62), (1, 1), 0), ((1,) * 9, (1,) * 9, 0)):
             with self.subTest(shape=shape, strides=strides, offset=offset):
                 tensor = torch_bin.Tensor(storage, shape, strides, offset)
                 self.assert_file_refused(self.write({"weight": tensor}), "tensor weight")

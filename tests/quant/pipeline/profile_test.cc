@@ -46,7 +46,7 @@ class ProfileTest : public testing::Test {
 
   // The inputs [tokens, channels] of every layer, in double.
   std::vector<std::map<InputGroup, at::Tensor>> Inputs() const {
-    const auto loader = DecoderLoader::Open(model_, Compute::kF32, Purpose::kQuantize).value();
+    const auto loader = DecoderLoader::Open(model_, Compute::kF32).value();
     const ModelConfig& config = loader->config();
     std::vector<std::map<InputGroup, at::Tensor>> inputs(kLayers);
     for (int64_t window = 0; window < kWindows; ++window) {
