@@ -18,10 +18,10 @@ struct ArrangedLinear;
 // One linear's parameters as the forward multiplies them: as true values, or arranged once for the
 // CPU's own kernels.
 struct LinearWeights {
-  at::Tensor weight;  // f32 [N, K] true values
-  at::Tensor bias;    // f32 [N], undefined when absent
-  at::Tensor lorc_a;  // f32 [N, r], undefined when absent
-  at::Tensor lorc_b;  // f32 [r, K]
+  at::Tensor weight;                               // f32 [N, K] true values
+  at::Tensor bias;                                 // f32 [N], undefined when absent
+  at::Tensor lorc_a;                               // f32 [N, r], undefined when absent
+  at::Tensor lorc_b;                               // f32 [r, K]
   std::shared_ptr<const ArrangedLinear> arranged;  // instead of weight, lorc_a and lorc_b
 };
 
@@ -48,8 +48,8 @@ at::Tensor RoundActivations(const std::optional<ActivationSpec>& spec, const at:
 at::Tensor NormalizeAndRound(const NormWeights& norm, const std::optional<ActivationSpec>& spec,
                              const at::Tensor& x);
 
-// y = x W^T + (x B^T) A^T + bias of each of some linears with one input; x already rounded. Arranged
-// weights: a token's y depends, bit for bit, on its x alone. All arranged or none.
+// y = x W^T + (x B^T) A^T + bias of each of some linears with one input; x already rounded.
+// Arranged weights: a token's y depends, bit for bit, on its x alone. All arranged or none.
 std::vector<at::Tensor> Linears(absl::Span<const LinearWeights* const> linears,
                                 const at::Tensor& x);
 at::Tensor Linear(const LinearWeights& weights, const at::Tensor& x);

@@ -63,9 +63,7 @@ int64_t BlockBytes(const ModelConfig& config) {
 class LocalRunner : public ModelRunner {
  public:
   LocalRunner(std::unique_ptr<Decoder> decoder, KvPool pool)
-      : decoder_(std::move(decoder)),
-        pool_(pool),
-        cache_(decoder_->MakeCache(pool_.blocks)) {}
+      : decoder_(std::move(decoder)), pool_(pool), cache_(decoder_->MakeCache(pool_.blocks)) {}
 
   KvPool kv_pool() const override { return pool_; }
   int64_t context() const override { return decoder_->config().context; }

@@ -201,8 +201,7 @@ void WriteToken(const float* k, const float* v, int64_t block, int64_t slot, KvB
     float* to_v = cache.v.data_ptr<float>() + place * panels * kBlock * kPanelRows;
     for (int64_t c = 0; c < channels; ++c) {
       to_k[c * kBlock] = k[head * channels + c];
-      to_v[(c / kPanelRows * kBlock + slot) * kPanelRows + c % kPanelRows] =
-          v[head * channels + c];
+      to_v[(c / kPanelRows * kBlock + slot) * kPanelRows + c % kPanelRows] = v[head * channels + c];
     }
   }
 }

@@ -22,8 +22,7 @@ struct PanelTask {
 void AddTasks(size_t linear, const ArrangedMatrix& matrix, std::vector<PanelTask>& tasks) {
   for (int64_t panel = 0; panel < matrix.panel_count(); panel += kMaxTilePanels) {
     const int64_t left = matrix.panel_count() - panel;
-    tasks.push_back(
-        {linear, panel, static_cast<int>(std::min<int64_t>(left, kMaxTilePanels))});
+    tasks.push_back({linear, panel, static_cast<int>(std::min<int64_t>(left, kMaxTilePanels))});
   }
 }
 
@@ -46,8 +45,8 @@ TiledInput TileFor(const ArrangedMatrix& matrix, const at::Tensor& x) {
 }
 
 // x B^T of the linears that have LoRC factors, tiled for the product with A; null for the others.
-std::vector<std::unique_ptr<TiledInput>> MultiplyB(
-    absl::Span<const LinearWeights* const> linears, const TiledInput& x, int64_t tokens) {
+std::vector<std::unique_ptr<TiledInput>> MultiplyB(absl::Span<const LinearWeights* const> linears,
+                                                   const TiledInput& x, int64_t tokens) {
   std::vector<std::unique_ptr<TiledInput>> products(linears.size());
   std::vector<PanelTask> tasks;
   for (size_t i = 0; i < linears.size(); ++i) {

@@ -10,9 +10,9 @@ at::Tensor AttendOne(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
   const auto widen = [&](const at::Tensor& x) {
     return repeat == 1 ? x : x.repeat_interleave(repeat, 1);
   };
-  const at::Tensor out = at::scaled_dot_product_attention(
-      heads_first(q), heads_first(widen(k)), heads_first(widen(v)), std::nullopt,
-      /*dropout_p=*/0.0, /*is_causal=*/true);
+  const at::Tensor out = at::scaled_dot_product_attention(heads_first(q), heads_first(widen(k)),
+                                                          heads_first(widen(v)), std::nullopt,
+                                                          /*dropout_p=*/0.0, /*is_causal=*/true);
   return out.squeeze(0).transpose(0, 1);
 }
 

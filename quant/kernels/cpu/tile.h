@@ -33,12 +33,12 @@ inline constexpr int kMaxTilePanels = 4;
 
 struct TileInputs {
   PanelKind kind = PanelKind::kFloat;
-  const float* table = nullptr;          // [16], kNibbles only
-  const void* panels[kMaxTilePanels];    // the first `panel_count` of them
-  const float* scales[kMaxTilePanels];   // [groups, 16] of each panel; null: 1
-  const float* x = nullptr;              // [columns rounded up to kColumnStep, tokens]
-  int64_t columns = 0;                   // of kFloat any number, else a multiple of kColumnStep
-  int64_t group = 0;                     // columns of a full group, a multiple of kColumnStep
+  const float* table = nullptr;         // [16], kNibbles only
+  const void* panels[kMaxTilePanels];   // the first `panel_count` of them
+  const float* scales[kMaxTilePanels];  // [groups, 16] of each panel; null: 1
+  const float* x = nullptr;             // [columns rounded up to kColumnStep, tokens]
+  int64_t columns = 0;                  // of kFloat any number, else a multiple of kColumnStep
+  int64_t group = 0;                    // columns of a full group, a multiple of kColumnStep
   int tokens = 0;
   int panel_count = 0;
 };

@@ -79,13 +79,12 @@ void MultiplyTile(const TileInputs& inputs, int first_panel, float* totals) {
     for (int64_t column = begin; column < end; column += Panels::kStep) {
 #pragma GCC unroll 4
       for (int p = 0; p < kPanels; ++p) {
-        decoder.Decode(panels[p] + column * Panels::kColumnBytes,
-                       [&](int c, Vec w) NIBBLE_INLINE {
+        decoder.Decode(panels[p] + column * Panels::kColumnBytes, [&](int c, Vec w) NIBBLE_INLINE {
 #pragma GCC unroll 16
-                         for (int t = 0; t < kTokens; ++t) {
-                           sums[t][p] = Simd::Fma(w, Simd::Set(x[c * kTokens + t]), sums[t][p]);
-                         }
-                       });
+          for (int t = 0; t < kTokens; ++t) {
+            sums[t][p] = Simd::Fma(w, Simd::Set(x[c * kTokens + t]), sums[t][p]);
+          }
+        });
       }
       x += Panels::kStep * kTokens;
     }
@@ -212,11 +211,8 @@ void SiluMultiplyRow(float* gate, const float* up, int64_t count) {
 template <class Simd>
 constexpr TileKernels MakeTileKernels() {
   static_assert(Simd::kTileTokens <= kMaxTileTokens);
-  TileKernels kernels = {{},
-                         Simd::kTileTokens,
-                         Multiply<Simd>,
-                         Exponentials<Simd>,
-                         SiluMultiplyRow<Simd>};
+  TileKernels kernels = {
+      {}, Simd::kTileTokens, Multiply<Simd>, Exponentials<Simd>, SiluMultiplyRow<Simd>};
   for (int row = 0; row < kPanelRows; ++row) {
     for (int column = 0; column < kColumnStep; ++column) {
       kernels.places[row][column] = Simd::Place(row, column);

@@ -43,8 +43,8 @@ std::vector<KvBlocks> Decoder::MakeCache(int64_t blocks) const {
 }
 
 at::Tensor Decoder::Forward(const Batch& batch, std::vector<KvBlocks>* cache) const {
-  const Rotary rotary = MakeRotary(config_, batch, ends_.embedding.device());
   at::Tensor hidden = Embed(config_, ends_, batch);
+  const Rotary rotary = MakeRotary(config_, batch, hidden.device());
   for (size_t i = 0; i < layers_.size(); ++i) {
     hidden = RunLayer(config_, layers_[i], hidden, batch, rotary,
                       cache == nullptr ? nullptr : &(*cache)[i]);

@@ -118,8 +118,7 @@ Rotary MakeRotary(const ModelConfig& config, const Batch& batch, at::Device devi
 }
 
 at::Tensor Embed(const ModelConfig& config, const DecoderEnds& ends, const Batch& batch) {
-  at::Tensor hidden =
-      GatherRows(ends.embedding, at::tensor(batch.tokens, at::kInt).to(at::kLong));
+  at::Tensor hidden = GatherRows(ends.embedding, at::tensor(batch.tokens, at::kInt).to(at::kLong));
   if (ends.project_in) hidden = Linear(*ends.project_in, hidden);
   if (config.family == Family::kOpt) {
     const at::Tensor rows = (Positions(batch) + kOptPositionOffset).to(hidden.device());

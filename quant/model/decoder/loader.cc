@@ -96,8 +96,7 @@ bool IsExcluded(const ArtifactSpec& artifact, const std::string& name) {
 
 absl::StatusOr<LayerLinear> ReadLinear(const ModelConfig& config, const LinearInfo& linear,
                                        const TensorSource& tensors, const TensorReader& reader,
-                                       const std::optional<ArtifactSpec>& artifact,
-                                       bool arrange) {
+                                       const std::optional<ArtifactSpec>& artifact, bool arrange) {
   const auto& [name, input, layer, rows, cols] = linear;
   LayerLinear out{name, input, {}, std::nullopt};
   const bool quantized = artifact && !IsExcluded(*artifact, name);
@@ -136,12 +135,10 @@ absl::Status ReadOptEnds(const ModelConfig& config, const std::string& prefix,
   NIBBLE_ASSIGN_OR_RETURN(ends.positions, reader.Read(StrCat(prefix, "embed_positions.weight"),
                                                       {config.context + 2, config.hidden}));
   if (config.embed_dim != config.hidden) {
-    NIBBLE_ASSIGN_OR_RETURN(ends.project_in,
-                            ReadEnd(reader, StrCat(prefix, "project_in.weight"),
-                                    {config.hidden, config.embed_dim}, arrange));
-    NIBBLE_ASSIGN_OR_RETURN(ends.project_out,
-                            ReadEnd(reader, StrCat(prefix, "project_out.weight"),
-                                    {config.embed_dim, config.hidden}, arrange));
+    NIBBLE_ASSIGN_OR_RETURN(ends.project_in, ReadEnd(reader, StrCat(prefix, "project_in.weight"),
+                                                     {config.hidden, config.embed_dim}, arrange));
+    NIBBLE_ASSIGN_OR_RETURN(ends.project_out, ReadEnd(reader, StrCat(prefix, "project_out.weight"),
+                                                      {config.embed_dim, config.hidden}, arrange));
   }
   return absl::OkStatus();
 }
@@ -201,8 +198,8 @@ absl::StatusOr<DecoderEnds> DecoderLoader::LoadEnds() const {
     if (config_.tied_embeddings) {
       ends.head = ends.embedding;
     } else {
-      NIBBLE_ASSIGN_OR_RETURN(
-          ends.head, ReadEnd(reader, "lm_head.weight", {config_.vocab, width}, arrange_));
+      NIBBLE_ASSIGN_OR_RETURN(ends.head,
+                              ReadEnd(reader, "lm_head.weight", {config_.vocab, width}, arrange_));
     }
     if (opt) NIBBLE_RETURN_IF_ERROR(ReadOptEnds(config_, prefix, reader, arrange_, ends));
     if (config_.final_norm) {

@@ -21,8 +21,7 @@ constexpr int64_t kWeightsAtOnce = int64_t{32} << 20;
 
 // Codes 0 .. 3 and equal scales: what is multiplied does not change the time.
 QuantizedMatrix MakeMatrix(Format format, int64_t rows, int64_t cols) {
-  QuantizedMatrix matrix =
-      MakeQuantizedMatrix({.format = format, .group_size = 64}, rows, cols);
+  QuantizedMatrix matrix = MakeQuantizedMatrix({.format = format, .group_size = 64}, rows, cols);
   for (size_t i = 0; i < matrix.codes.size(); ++i) matrix.codes[i] = (i * 7) % 4 * 0x11;
   std::ranges::fill(matrix.row_scale, 0.5f);
   return matrix;

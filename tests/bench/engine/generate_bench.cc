@@ -172,9 +172,10 @@ absl::Status Run(const Options& options) {
   const double artifact = FolderMegabytes(options.model);
   std::printf("%s, %u cores\n", options.model.c_str(), std::thread::hardware_concurrency());
   std::printf("loaded in %.2f s; artifact %.1f MB, weights %.1f MB\n", seconds, artifact, weights);
-  std::printf("resident memory grew by %.1f MB at the load, by %.1f MB with the first request, "
-              "%.2f x the artifact; peak %.1f MB\n",
-              loaded - before, growth, growth / artifact, StatusMegabytes("VmHWM"));
+  std::printf(
+      "resident memory grew by %.1f MB at the load, by %.1f MB with the first request, "
+      "%.2f x the artifact; peak %.1f MB\n",
+      loaded - before, growth, growth / artifact, StatusMegabytes("VmHWM"));
   PrintSpeed(bench, options);
   PrintPrefix(bench);
   return absl::OkStatus();

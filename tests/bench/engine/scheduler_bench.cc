@@ -27,8 +27,8 @@ StepOutputs Answer(const StepInputs& inputs) {
 
 void Measure(int32_t streams) {
   const KvPool pool = {.blocks = 1 << 16, .block_size = 16};
-  Scheduler scheduler(pool, {.max_step_tokens = int64_t{streams} * kPrompt,
-                             .max_sequences = streams});
+  Scheduler scheduler(pool,
+                      {.max_step_tokens = int64_t{streams} * kPrompt, .max_sequences = streams});
   for (int32_t i = 0; i < streams; ++i) {
     EngineRequest request;
     request.prompt.assign(kPrompt, i);

@@ -33,8 +33,8 @@ QuantizedMatrix RandomMatrix(const WeightSpec& spec, int64_t rows, int64_t cols)
     std::vector<uint8_t> codes(cols);
     for (int64_t c = 0; c < cols; ++c) {
       const int64_t group = c / width;
-      codes[c] = QuantizeWeight(spec, w[c], scales.scale[group],
-                                spec.asymmetric ? scales.zero[group] : 0);
+      codes[c] =
+          QuantizeWeight(spec, w[c], scales.scale[group], spec.asymmetric ? scales.zero[group] : 0);
     }
     StoreRow(matrix, row, codes, scales);
   }
@@ -54,8 +54,8 @@ std::vector<float> Multiply(const ArrangedMatrix& matrix, const std::vector<floa
     }
     for (int64_t panel = 0; panel < matrix.panel_count(); panel += panels) {
       TileInputs inputs;
-      matrix.Describe(panel, static_cast<int>(std::min<int64_t>(panels, matrix.panel_count() - panel)),
-                      inputs);
+      matrix.Describe(
+          panel, static_cast<int>(std::min<int64_t>(panels, matrix.panel_count() - panel)), inputs);
       inputs.x = tile.data();
       inputs.tokens = count;
       std::vector<float> totals(count * inputs.panel_count * kPanelRows);
@@ -74,8 +74,8 @@ std::vector<float> Multiply(const ArrangedMatrix& matrix, const std::vector<floa
 
 std::vector<WeightSpec> EverySpec() {
   std::vector<WeightSpec> specs;
-  for (const Format format : {Format::kE2M1, Format::kE3M0, Format::kE4M3, Format::kE5M2,
-                              Format::kInt4, Format::kInt8}) {
+  for (const Format format :
+       {Format::kE2M1, Format::kE3M0, Format::kE4M3, Format::kE5M2, Format::kInt4, Format::kInt8}) {
     for (const int group : {16, 64, 256, kWholeRow}) {
       for (const ScaleConstraint constraint :
            {ScaleConstraint::kNone, ScaleConstraint::kM1, ScaleConstraint::kM2}) {

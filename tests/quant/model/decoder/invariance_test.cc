@@ -45,15 +45,16 @@ class InvarianceTest : public testing::TestWithParam<Model> {
     if (model.fixture.empty()) {
       path = folder_.path() / "artifact";
       const std::filesystem::path checkpoint = folder_.path() / "tiny";
-      ASSERT_TRUE(WriteTinyLlama({.hidden = 80, .layers = 2, .intermediate = 150}, checkpoint).ok());
+      ASSERT_TRUE(
+          WriteTinyLlama({.hidden = 80, .layers = 2, .intermediate = 150}, checkpoint).ok());
       QuantizeSpec spec;
       spec.weights = model.weights;
       spec.activations = model.activations;
       spec.method = Method::kRtn;
       spec.lorc_rank = model.lorc_rank;
       spec.exclude = model.exclude;
-      const auto made = QuantizeModel(spec, checkpoint, path,
-                                      [](const Progress&) { return absl::OkStatus(); });
+      const auto made =
+          QuantizeModel(spec, checkpoint, path, [](const Progress&) { return absl::OkStatus(); });
       ASSERT_TRUE(made.ok()) << made.status();
     }
     auto decoder = Decoder::Load(path, model.compute);
@@ -95,8 +96,8 @@ class InvarianceTest : public testing::TestWithParam<Model> {
       const auto begin = sequence.tokens.begin() + sequence.done;
       batch.tokens.insert(batch.tokens.end(), begin, begin + counts[i]);
     }
-    const at::Tensor logits = Rows(decoder_->Forward(batch, &cache_),
-                                   static_cast<int64_t>(batch.tokens.size()));
+    const at::Tensor logits =
+        Rows(decoder_->Forward(batch, &cache_), static_cast<int64_t>(batch.tokens.size()));
     for (size_t i = 0; i < sequences.size(); ++i) {
       sequences[i]->logits.push_back(logits.narrow(0, batch.segments[i].first_row, counts[i]));
       sequences[i]->done += counts[i];
@@ -138,7 +139,8 @@ TEST_P(InvarianceTest, BatchChangesNoBit) {
       const bool decode = random_() % 2 == 0;
       chosen.push_back(&sequence);
       counts.push_back(
-          decode ? 1 : 1 + static_cast<int64_t>(random_() % static_cast<uint64_t>(sequence.left())));
+          decode ? 1
+                 : 1 + static_cast<int64_t>(random_() % static_cast<uint64_t>(sequence.left())));
     }
     if (!chosen.empty()) Step(chosen, counts);
     if (std::ranges::all_of(sequences, [](const Sequence& s) { return s.left() == 0; })) break;
