@@ -16,6 +16,8 @@ struct Avx2 {
     __m256i low;
     __m256i high;
   };
+  using NibbleStep = __m256i;
+  static constexpr int kMostPanels = 2;
   static constexpr int kTileTokens = 6;
   static constexpr int kAccumulators = 6;
 
@@ -80,31 +82,23 @@ struct Avx2 {
     const __m256i mask = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
     return _mm256_castsi256_ps(_mm256_and_si256(words, mask));
   }
-  template <class Visit>
-  NIBBLE_INLINE static void Nibbles(const Table& table, const uint8_t* p, const Visit& visit) {
-    const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-#pragma GCC unroll 2
-    for (int pair = 0; pair < 2; ++pair) {
-      const __m256i codes =
-          _mm256_and_si256(pair == 0 ? both : _mm256_srli_epi16(both, 4), _mm256_set1_epi8(15));
-      const __m256i low = _mm256_shuffle_epi8(table.low, codes);
-      const __m256i high = _mm256_shuffle_epi8(table.high, codes);
-      const __m256i first = _mm256_unpacklo_epi8(low, high);
-      const __m256i second = _mm256_unpackhi_epi8(low, high);
-      visit(2 * pair, Vec{EvenWords(first), EvenWords(second)});
-      visit(2 * pair + 1, Vec{OddWords(first), OddWords(second)});
-    }
+  static NibbleStep LoadNibbles(const uint8_t* p) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   }
-  template <class Visit>
-  NIBBLE_INLINE static void BFloat16s(const uint8_t* p, const Visit& visit) {
-#pragma GCC unroll 2
-    for (int pair = 0; pair < 2; ++pair) {
-      const auto* words = reinterpret_cast<const __m256i*>(p + 64 * pair);
-      const __m256i first = _mm256_loadu_si256(words);
-      const __m256i second = _mm256_loadu_si256(words + 1);
-      visit(2 * pair, Vec{EvenWords(first), EvenWords(second)});
-      visit(2 * pair + 1, Vec{OddWords(first), OddWords(second)});
-    }
+  static Vec NibbleColumn(const Table& table, NibbleStep step, int column) {
+    const __m256i codes =
+        _mm256_and_si256(column < 2 ? step : _mm256_srli_epi16(step, 4), _mm256_set1_epi8(15));
+    const __m256i low = _mm256_shuffle_epi8(table.low, codes);
+    const __m256i high = _mm256_shuffle_epi8(table.high, codes);
+    return Words(_mm256_unpacklo_epi8(low, high), _mm256_unpackhi_epi8(low, high), column % 2 == 1);
+  }
+  static Vec BFloat16Column(const uint8_t* p, bool odd) {
+    const auto* words = reinterpret_cast<const __m256i*>(p);
+    return Words(_mm256_loadu_si256(words), _mm256_loadu_si256(words + 1), odd);
+  }
+  // The bf16 numbers in the low or high half of each dword.
+  static Vec Words(__m256i first, __m256i second, bool odd) {
+    return odd ? Vec{OddWords(first), OddWords(second)} : Vec{EvenWords(first), EvenWords(second)};
   }
 };
 

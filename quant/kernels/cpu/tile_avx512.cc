@@ -9,6 +9,10 @@ namespace {
 struct Avx512 {
   using Vec = __m512;
   using Table = __m512;
+  struct NibbleStep {
+    __m512i codes[2];  // columns 0 and 1, 2 and 3: a byte per row and dword
+  };
+  static constexpr int kMostPanels = 4;
   static constexpr int kTileTokens = 8;
   static constexpr int kAccumulators = 24;
 
@@ -34,26 +38,21 @@ struct Avx512 {
     return {kPanelRows * (column / 2) + row, column % 2 == 1};
   }
   static Table NibbleTable(const float* table) { return Load(table); }
-  // The permutation reads only the low 4 bits of an index.
-  template <class Visit>
-  NIBBLE_INLINE static void Nibbles(Table table, const uint8_t* p, const Visit& visit) {
-#pragma GCC unroll 2
-    for (int pair = 0; pair < 2; ++pair) {
-      const __m512i codes = _mm512_cvtepu8_epi32(
-          _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + kPanelRows * pair)));
-      visit(2 * pair, _mm512_permutexvar_ps(codes, table));
-      visit(2 * pair + 1, _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 4), table));
-    }
+  static NibbleStep LoadNibbles(const uint8_t* p) {
+    const auto* codes = reinterpret_cast<const __m128i*>(p);
+    return {{_mm512_cvtepu8_epi32(_mm_loadu_si128(codes)),
+             _mm512_cvtepu8_epi32(_mm_loadu_si128(codes + 1))}};
   }
-  template <class Visit>
-  NIBBLE_INLINE static void BFloat16s(const uint8_t* p, const Visit& visit) {
-#pragma GCC unroll 2
-    for (int pair = 0; pair < 2; ++pair) {
-      const __m512i both = _mm512_loadu_si512(p + 64 * pair);
-      visit(2 * pair, _mm512_castsi512_ps(_mm512_slli_epi32(both, 16)));
-      visit(2 * pair + 1, _mm512_castsi512_ps(_mm512_and_si512(
-                              both, _mm512_set1_epi32(static_cast<int>(0xffff0000u)))));
-    }
+  // The permutation reads only the low 4 bits of an index.
+  static Vec NibbleColumn(Table table, const NibbleStep& step, int column) {
+    const __m512i codes = step.codes[column / 2];
+    return _mm512_permutexvar_ps(column % 2 == 0 ? codes : _mm512_srli_epi32(codes, 4), table);
+  }
+  static Vec BFloat16Column(const uint8_t* p, bool odd) {
+    const __m512i both = _mm512_loadu_si512(p);
+    return _mm512_castsi512_ps(
+        odd ? _mm512_and_si512(both, _mm512_set1_epi32(static_cast<int>(0xffff0000u)))
+            : _mm512_slli_epi32(both, 16));
   }
 };
 

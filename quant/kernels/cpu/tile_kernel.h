@@ -8,9 +8,11 @@
 //   AtLeast(low, v) AtMost(high, v)           NaN in v stays
 //   PowerOfTwo(t)                             2^n where t = 1.5 * 2^23 + n
 //   Place(row, column)                        see TileKernels
-//   NibbleTable(p)                            what Nibbles decodes by
-//   Nibbles(table, p, f), BFloat16s(p, f)     f(column, Vec) for the 4 columns of a step
-//   kTileTokens, kAccumulators                shape of the tile that its registers hold
+//   NibbleTable(p)                            the 16 floats, as NibbleColumn wants them
+//   LoadNibbles(p)                            a step's 32 bytes
+//   NibbleColumn(table, step, column)         one of its 4 columns
+//   BFloat16Column(p, odd)                    column 0 or 1 of a step's half
+//   kTileTokens, kMostPanels, kAccumulators   what its registers hold: tokens, panels, sums
 #pragma once
 
 #include <cstdint>
@@ -22,14 +24,16 @@
 namespace nibble {
 namespace {
 
+// How a panel's columns are read: Load takes a step of kStep columns, Column gives one of them.
 template <class Simd>
 struct NibblePanels {
   static constexpr int64_t kColumnBytes = kNibbleStepBytes / kColumnStep;
-  static constexpr int64_t kStep = kColumnStep;
+  static constexpr int kStep = kColumnStep;
+  using Step = typename Simd::NibbleStep;
   explicit NibblePanels(const TileInputs& inputs) : table(Simd::NibbleTable(inputs.table)) {}
-  template <class Visit>
-  NIBBLE_INLINE void Decode(const uint8_t* step, const Visit& visit) const {
-    Simd::Nibbles(table, step, visit);
+  NIBBLE_INLINE static Step Load(const uint8_t* p) { return Simd::LoadNibbles(p); }
+  NIBBLE_INLINE typename Simd::Vec Column(const Step& step, int column) const {
+    return Simd::NibbleColumn(table, step, column);
   }
   typename Simd::Table table;
 };
@@ -37,22 +41,24 @@ struct NibblePanels {
 template <class Simd>
 struct BFloat16Panels {
   static constexpr int64_t kColumnBytes = kBFloat16StepBytes / kColumnStep;
-  static constexpr int64_t kStep = kColumnStep;
+  static constexpr int kStep = kColumnStep;
+  using Step = const uint8_t*;
   explicit BFloat16Panels(const TileInputs&) {}
-  template <class Visit>
-  NIBBLE_INLINE void Decode(const uint8_t* step, const Visit& visit) const {
-    Simd::BFloat16s(step, visit);
+  NIBBLE_INLINE static Step Load(const uint8_t* p) { return p; }
+  NIBBLE_INLINE static typename Simd::Vec Column(Step step, int column) {
+    return Simd::BFloat16Column(step + column / 2 * (kBFloat16StepBytes / 2), column % 2);
   }
 };
 
 template <class Simd>
 struct FloatPanels {
   static constexpr int64_t kColumnBytes = kFloatStepBytes / kColumnStep;
-  static constexpr int64_t kStep = 1;
+  static constexpr int kStep = 1;
+  using Step = const uint8_t*;
   explicit FloatPanels(const TileInputs&) {}
-  template <class Visit>
-  NIBBLE_INLINE void Decode(const uint8_t* step, const Visit& visit) const {
-    visit(0, Simd::Load(reinterpret_cast<const float*>(step)));
+  NIBBLE_INLINE static Step Load(const uint8_t* p) { return p; }
+  NIBBLE_INLINE static typename Simd::Vec Column(Step step, int) {
+    return Simd::Load(reinterpret_cast<const float*>(step));
   }
 };
 
@@ -60,7 +66,7 @@ struct FloatPanels {
 template <class Simd, class Panels, int kTokens, int kPanels>
 void MultiplyTile(const TileInputs& inputs, int first_panel, float* totals) {
   using Vec = typename Simd::Vec;
-  const Panels decoder(inputs);
+  const Panels reader(inputs);
   const uint8_t* panels[kPanels];
   for (int p = 0; p < kPanels; ++p) {
     panels[p] = static_cast<const uint8_t*>(inputs.panels[first_panel + p]);
@@ -77,16 +83,23 @@ void MultiplyTile(const TileInputs& inputs, int first_panel, float* totals) {
       for (int p = 0; p < kPanels; ++p) sums[t][p] = Simd::Zero();
     }
     for (int64_t column = begin; column < end; column += Panels::kStep) {
+      typename Panels::Step steps[kPanels];
 #pragma GCC unroll 4
       for (int p = 0; p < kPanels; ++p) {
-        decoder.Decode(panels[p] + column * Panels::kColumnBytes, [&](int c, Vec w) NIBBLE_INLINE {
-#pragma GCC unroll 16
-          for (int t = 0; t < kTokens; ++t) {
-            sums[t][p] = Simd::Fma(w, Simd::Set(x[c * kTokens + t]), sums[t][p]);
-          }
-        });
+        steps[p] = reader.Load(panels[p] + column * Panels::kColumnBytes);
       }
-      x += Panels::kStep * kTokens;
+#pragma GCC unroll 4
+      for (int c = 0; c < Panels::kStep; ++c) {
+        Vec w[kPanels];
+#pragma GCC unroll 4
+        for (int p = 0; p < kPanels; ++p) w[p] = reader.Column(steps[p], c);
+#pragma GCC unroll 16
+        for (int t = 0; t < kTokens; ++t) {
+          const Vec token = Simd::Set(*x++);
+#pragma GCC unroll 4
+          for (int p = 0; p < kPanels; ++p) sums[t][p] = Simd::Fma(w[p], token, sums[t][p]);
+        }
+      }
     }
 #pragma GCC unroll 4
     for (int p = 0; p < kPanels; ++p) {
@@ -104,7 +117,8 @@ void MultiplyTile(const TileInputs& inputs, int first_panel, float* totals) {
 // As many panels at once as the registers hold beside kTokens tokens.
 template <class Simd, class Panels, int kTokens>
 void MultiplyTokens(const TileInputs& inputs, float* totals) {
-  constexpr int kHeld = Simd::kAccumulators / kTokens;
+  constexpr int kFit = Simd::kAccumulators / kTokens;
+  constexpr int kHeld = kFit < Simd::kMostPanels ? kFit : Simd::kMostPanels;
   constexpr int kPanels = kHeld >= 4 ? 4 : kHeld >= 2 ? 2 : 1;
   int panel = 0;
   for (; panel + kPanels <= inputs.panel_count; panel += kPanels) {

@@ -9,6 +9,8 @@ struct Portable {
     float lanes[kPanelRows];
   };
   using Table = const float*;
+  using NibbleStep = const uint8_t*;
+  static constexpr int kMostPanels = 4;
   static constexpr int kTileTokens = 2;
   static constexpr int kAccumulators = 2;
 
@@ -66,25 +68,19 @@ struct Portable {
     return {kPanelRows * (column / 2) + row, column % 2 == 1};
   }
   static Table NibbleTable(const float* table) { return table; }
-  template <class Visit>
-  static void Nibbles(Table table, const uint8_t* p, const Visit& visit) {
-    for (int column = 0; column < kColumnStep; ++column) {
-      visit(column, Each([&](int row) {
-              const NibblePlace place = Place(row, column);
-              return table[(p[place.byte] >> (place.high ? 4 : 0)) & 15];
-            }));
-    }
+  static NibbleStep LoadNibbles(const uint8_t* p) { return p; }
+  static Vec NibbleColumn(Table table, NibbleStep step, int column) {
+    return Each([&](int row) {
+      const NibblePlace place = Place(row, column);
+      return table[(step[place.byte] >> (place.high ? 4 : 0)) & 15];
+    });
   }
-  template <class Visit>
-  static void BFloat16s(const uint8_t* p, const Visit& visit) {
-    for (int column = 0; column < kColumnStep; ++column) {
-      visit(column, Each([&](int row) {
-              uint16_t bits;
-              __builtin_memcpy(&bits, p + 64 * (column / 2) + 4 * row + 2 * (column % 2),
-                               sizeof(bits));
-              return FromBits(static_cast<uint32_t>(bits) << 16);
-            }));
-    }
+  static Vec BFloat16Column(const uint8_t* p, bool odd) {
+    return Each([&](int row) {
+      uint16_t bits;
+      __builtin_memcpy(&bits, p + 4 * row + (odd ? 2 : 0), sizeof(bits));
+      return FromBits(static_cast<uint32_t>(bits) << 16);
+    });
   }
 };
 
