@@ -46,5 +46,5 @@ for rank in 0 8 32; do
 done
 if [ -n "${LLAMA_PYTHON:-}" ]; then
   echo
-  "$LLAMA_PYTHON" "$here/llama_cpp.py" "$gguf" --threads "$(nproc)"
+  "$LLAMA_PYTHON" "$here/llama_cpp_bench.py" "$gguf" --threads "$(nproc)"
 fi

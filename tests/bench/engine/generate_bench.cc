@@ -1,10 +1,12 @@
 // What a model does on this machine through the engine, no RPC: tokens per second of one and of
 // many streams and of a long prompt, time to the first token with and without a known prefix, and
-// the memory that it takes. Prompts are random tokens; every figure is the median of kRepeats.
+// the memory that it takes. Prompts are random tokens; every figure is the median of kRepeats. On a
+// machine that others use too, tokens per second of processor time say more: OMP_NUM_THREADS=1.
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <ctime>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -36,11 +38,33 @@ struct Options {
 
 double Seconds(Clock::duration duration) { return std::chrono::duration<double>(duration).count(); }
 
-double Median(const std::function<double()>& measure) {
-  std::vector<double> values;
-  for (int i = 0; i < kRepeats; ++i) values.push_back(measure());
+// Of this process, all threads.
+double ProcessorSeconds() {
+  timespec time;
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
+
+double Median(std::vector<double> values) {
   std::ranges::sort(values);
-  return values[kRepeats / 2];
+  return values[values.size() / 2];
+}
+
+// Tokens per second, and per second of processor time.
+struct Speed {
+  double wall = 0;
+  double processor = 0;
+};
+
+Speed MedianSpeed(const std::function<Speed()>& measure) {
+  std::vector<double> wall;
+  std::vector<double> processor;
+  for (int i = 0; i < kRepeats; ++i) {
+    const Speed speed = measure();
+    wall.push_back(speed.wall);
+    processor.push_back(speed.processor);
+  }
+  return {Median(wall), Median(processor)};
 }
 
 // A value of /proc/self/status in MB.
@@ -72,23 +96,27 @@ class Bench {
     return tokens;
   }
 
-  // Seconds from the submission to the first token, and from the last stream's first token to the
-  // last token of all, with the tokens that came in that time.
+  struct Moment {
+    Clock::time_point time = Clock::now();
+    double processor = ProcessorSeconds();
+  };
+  // From the submission to the last stream's first token, and from there to the last token of all,
+  // with the tokens that came in that time.
   struct Timing {
-    double first = 0;
-    double rest = 0;
-    int64_t rest_tokens = 0;
+    Speed first;  // seconds
+    Speed rest;
+    double rest_tokens = 0;
   };
   Timing Run(const std::vector<std::vector<int32_t>>& prompts, int64_t tokens) {
-    const Clock::time_point start = Clock::now();
-    std::vector<std::vector<Clock::time_point>> times(prompts.size());
+    const Moment start;
+    std::vector<std::vector<Moment>> moments(prompts.size());
     absl::BlockingCounter left(static_cast<int>(prompts.size()));
     for (size_t i = 0; i < prompts.size(); ++i) {
       EngineRequest request;
       request.prompt = prompts[i];
       request.max_tokens = tokens;
       const auto id = engine_->Submit(std::move(request), [&, i](const EngineEvent& event) {
-        for (size_t t = 0; t < event.tokens.size(); ++t) times[i].push_back(Clock::now());
+        for (size_t t = 0; t < event.tokens.size(); ++t) moments[i].emplace_back();
         if (event.finish != FinishReason::kNone) left.DecrementCount();
         return Flow::kContinue;
       });
@@ -98,45 +126,58 @@ class Bench {
       }
     }
     left.Wait();
-    Clock::time_point first = start;
-    Clock::time_point last = start;
-    for (const auto& stream : times) {
-      first = std::max(first, stream.front());
-      last = std::max(last, stream.back());
+    Moment first = start;
+    Moment last = start;
+    const auto later = [](const Moment& a, const Moment& b) { return a.time > b.time ? a : b; };
+    for (const auto& stream : moments) {
+      first = later(first, stream.front());
+      last = later(last, stream.back());
     }
-    Timing timing{Seconds(first - start), Seconds(last - first), 0};
-    for (const auto& stream : times) {
-      timing.rest_tokens +=
-          std::ranges::count_if(stream, [&](Clock::time_point time) { return time > first; });
+    Timing timing{Between(start, first), Between(first, last)};
+    for (const auto& stream : moments) {
+      for (const Moment& moment : stream) timing.rest_tokens += moment.time > first.time ? 1 : 0;
     }
     return timing;
   }
 
  private:
+  static Speed Between(const Moment& a, const Moment& b) {
+    return {Seconds(b.time - a.time), b.processor - a.processor};
+  }
+
   static constexpr uint64_t kSeed = 20261126;
   std::mt19937_64 random_{kSeed};
   const std::unique_ptr<Engine> engine_;
 };
 
+void Print(const std::string& what, const Speed& speed) {
+  std::printf("%-28s %8.1f tokens/s, %8.1f a processor second\n", what.c_str(), speed.wall,
+              speed.processor);
+  std::fflush(stdout);
+}
+
 void PrintSpeed(Bench& bench, const Options& options) {
-  const double prefill = Median([&] {
-    return static_cast<double>(options.prompt) / bench.Run({bench.Prompt(options.prompt)}, 1).first;
+  const Speed prefill = MedianSpeed([&] {
+    const Speed took = bench.Run({bench.Prompt(options.prompt)}, 1).first;
+    const auto tokens = static_cast<double>(options.prompt);
+    return Speed{tokens / took.wall, tokens / took.processor};
   });
-  std::printf("prefill of %lld tokens      %8.1f tokens/s\n",
-              static_cast<long long>(options.prompt), prefill);
+  Print("prefill of " + std::to_string(options.prompt) + " tokens", prefill);
   const auto decode = [&](int64_t streams) {
-    return Median([&] {
+    return MedianSpeed([&] {
       std::vector<std::vector<int32_t>> prompts;
       for (int64_t i = 0; i < streams; ++i) prompts.push_back(bench.Prompt(16));
       const Bench::Timing timing = bench.Run(prompts, options.tokens);
-      return static_cast<double>(timing.rest_tokens) / timing.rest;
+      return Speed{timing.rest_tokens / timing.rest.wall,
+                   timing.rest_tokens / timing.rest.processor};
     });
   };
-  const double one = decode(1);
-  const double many = decode(options.streams);
-  std::printf("decode, one stream          %8.1f tokens/s\n", one);
-  std::printf("decode, %lld streams in all    %8.1f tokens/s, %.2f x one\n",
-              static_cast<long long>(options.streams), many, many / one);
+  const Speed one = decode(1);
+  Print("decode, one stream", one);
+  const Speed many = decode(options.streams);
+  Print("decode, " + std::to_string(options.streams) + " streams in all", many);
+  std::printf("%lld streams to one: %.2f\n", static_cast<long long>(options.streams),
+              many.wall / one.wall);
 }
 
 void PrintPrefix(Bench& bench) {
@@ -144,15 +185,18 @@ void PrintPrefix(Bench& bench) {
   const auto ask = [&] {
     std::vector<int32_t> prompt = prefix;
     for (const int32_t token : bench.Prompt(16)) prompt.push_back(token);
-    return bench.Run({prompt}, 1).first * 1e3;
+    return bench.Run({prompt}, 1).first.wall * 1e3;
   };
-  const double cold = Median([&] {
+  std::vector<double> cold;
+  std::vector<double> warm;
+  for (int i = 0; i < kRepeats; ++i) {
     prefix = bench.Prompt(kPrefix);
-    return ask();
-  });
-  const double warm = Median(ask);
+    cold.push_back(ask());
+    warm.push_back(ask());
+  }
   std::printf("first token after a %lld-token prefix: %.1f ms, known %.1f ms, %.2f of it\n",
-              static_cast<long long>(kPrefix), cold, warm, warm / cold);
+              static_cast<long long>(kPrefix), Median(cold), Median(warm),
+              Median(warm) / Median(cold));
 }
 
 absl::Status Run(const Options& options) {

@@ -1,6 +1,6 @@
 """What llama.cpp does on this machine: tokens per second of one stream and of a long prompt.
 
-    python llama_cpp.py MODEL.gguf [--threads 2] [--prompt 1024] [--tokens 128]
+    python llama_cpp_bench.py MODEL.gguf [--threads 2] [--prompt 1024] [--tokens 128]
 
 Needs PyPI's llama-cpp-python. The figures are generate_bench's: medians of 5, random tokens; decoding
 starts after 16 of them.
@@ -37,29 +37,34 @@ def main():
     def tokens(count):
         return [rng.randrange(llm.n_vocab()) for _ in range(count)]
 
+    def timed(tokens, work):
+        """Tokens per second, and per second of processor time."""
+        start = time.perf_counter(), time.process_time()
+        work()
+        return tokens / (time.perf_counter() - start[0]), tokens / (time.process_time() - start[1])
+
     def prefill():
         llm.reset()
         prompt = tokens(arguments.prompt)
-        start = time.perf_counter()
-        llm.eval(prompt)
-        return arguments.prompt / (time.perf_counter() - start)
+        return timed(arguments.prompt, lambda: llm.eval(prompt))
 
     def decode():
         llm.reset()
         llm.eval(tokens(16))
         stream = tokens(arguments.tokens)
-        start = time.perf_counter()
-        for token in stream:
-            llm.eval([token])
-        return arguments.tokens / (time.perf_counter() - start)
+        return timed(arguments.tokens, lambda: [llm.eval([token]) for token in stream])
 
-    def median(measure):
-        return statistics.median(measure() for _ in range(REPEATS))
+    def report(what, measure):
+        wall, processor = zip(*(measure() for _ in range(REPEATS)))
+        print(
+            f"{what:<28} {statistics.median(wall):8.1f} tokens/s, "
+            f"{statistics.median(processor):8.1f} a processor second"
+        )
 
     print(f"llama-cpp-python {llama_cpp.__version__}, {arguments.threads} threads")
     print(llama_cpp.llama_print_system_info().decode())
-    print(f"prefill of {arguments.prompt} tokens      {median(prefill):8.1f} tokens/s")
-    print(f"decode, one stream          {median(decode):8.1f} tokens/s")
+    report(f"prefill of {arguments.prompt} tokens", prefill)
+    report("decode, one stream", decode)
 
 
 if __name__ == "__main__":
