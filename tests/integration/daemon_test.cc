@@ -31,6 +31,7 @@ using ::testing::UnorderedElementsAre;
 
 constexpr int kWindow = 64;
 constexpr int kFewWindows = 8;
+constexpr int kLongLayers = 6;
 constexpr int kManyWindows = 300;  // enough for every layer to take a while
 
 class DaemonTest : public testing::Test {
@@ -71,6 +72,16 @@ class DaemonTest : public testing::Test {
     spec.mutable_corpus()->set_name("text.txt");
     spec.set_windows(windows);
     spec.set_window(kWindow);
+    return request;
+  }
+
+  // Seconds of work: something else can be done meanwhile.
+  v1::SubmitJobRequest LongRequest(const std::string& output) const {
+    const TinyLlama large = {.hidden = 256, .layers = kLongLayers, .intermediate = 512};
+    const auto model = root() / "models" / "large";
+    if (!std::filesystem::exists(model)) EXPECT_TRUE(WriteTinyLlama(large, model).ok());
+    v1::SubmitJobRequest request = Request(output, kManyWindows);
+    request.mutable_spec()->set_model("large");
     return request;
   }
 
@@ -271,9 +282,9 @@ TEST_F(DaemonTest, InterruptedAtRandomMomentsItMakesTheSameFiles) {
 }
 
 TEST_F(DaemonTest, AMoreUrgentJobComesFirstAndTheOtherGoesOn) {
-  const v1::Job whole = MustSubmit(Request("whole", kManyWindows));
+  const v1::Job whole = MustSubmit(LongRequest("whole"));
   Watch(whole.id(), 0);
-  const v1::Job job = MustSubmit(Request("out", kManyWindows));
+  const v1::Job job = MustSubmit(LongRequest("out"));
   UntilLayer(job.id(), 1);
   v1::SubmitJobRequest request = Request("urgent", kFewWindows);
   request.mutable_spec()->set_priority(1);
@@ -291,16 +302,11 @@ TEST_F(DaemonTest, AMoreUrgentJobComesFirstAndTheOtherGoesOn) {
 }
 
 TEST_F(DaemonTest, TwoWorkersRunTwoJobsAtOnceAndAKilledOnesGoesOn) {
-  // Long enough for both workers to be at it.
-  const TinyLlama large = {.hidden = 256, .layers = 6, .intermediate = 512};
-  ASSERT_TRUE(WriteTinyLlama(large, root() / "models" / "large").ok());
   daemon_.reset();
   Start({"--devices", "cpu,cpu", "--worker-threads", "2"});
   std::vector<std::string> ids;
   for (const std::string output : {"first", "second"}) {
-    v1::SubmitJobRequest request = Request(output, kManyWindows);
-    request.mutable_spec()->set_model("large");
-    ids.push_back(MustSubmit(request).id());
+    ids.push_back(MustSubmit(LongRequest(output)).id());
   }
   for (const std::string& id : ids) UntilLayer(id, 1);
   EXPECT_THAT((std::vector<std::string>{Get(ids[0]).worker(), Get(ids[1]).worker()}),
@@ -314,7 +320,7 @@ TEST_F(DaemonTest, TwoWorkersRunTwoJobsAtOnceAndAKilledOnesGoesOn) {
   for (const std::string& id : ids) {
     EXPECT_EQ(Watch(id, 0).back().state(), v1::JOB_STATE_SUCCEEDED);
     const v1::Job done = Get(id);
-    EXPECT_EQ(done.layers_size(), large.layers);
+    EXPECT_EQ(done.layers_size(), kLongLayers);
     attempts += done.attempt();
     lost += done.lost_attempts();
   }
