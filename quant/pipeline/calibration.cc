@@ -52,7 +52,7 @@ absl::StatusOr<Calibration> Calibration::Embed(const CalibrationSpec& spec,
                                                const std::filesystem::path& folder) {
   NIBBLE_ASSIGN_OR_RETURN(const auto windows, ReadWindows(spec, checkpoint));
   NIBBLE_ASSIGN_OR_RETURN(const DecoderEnds ends, loader.LoadEnds());
-  const at::TensorOptions options = ends.embedding.options();
+  const at::TensorOptions options = loader.options();
   const int64_t tokens = static_cast<int64_t>(windows.size()) * spec.window_tokens;
   Calibration calibration;
   NIBBLE_ASSIGN_OR_RETURN(calibration.hidden_,

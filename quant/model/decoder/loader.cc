@@ -165,6 +165,10 @@ absl::StatusOr<std::unique_ptr<DecoderLoader>> DecoderLoader::Open(
   return loader;
 }
 
+at::TensorOptions DecoderLoader::options() const {
+  return at::TensorOptions(WorkingType(compute_, device_)).device(TorchDevice(device_));
+}
+
 absl::StatusOr<std::vector<LinearInfo>> DecoderLoader::Linears() const {
   return DecoderLinears(config_, *tensors_);
 }
