@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "quant/base/status_macros.h"
+#include "quant/kernels/device/torch_device.h"
 #include "quant/model/tokenizer/tokenizer.h"
 #include "quant/pipeline/corpus.h"
 
@@ -51,7 +52,7 @@ absl::StatusOr<Calibration> Calibration::Embed(const CalibrationSpec& spec,
   for (Batch& batch : MakeBatches(windows)) {
     Windows& made = calibration.batches_.emplace_back();
     made.batch = std::move(batch);
-    made.rotary = MakeRotary(loader.config(), made.batch);
+    made.rotary = MakeRotary(loader.config(), made.batch, TorchDevice(loader.device()));
     made.hidden = nibble::Embed(loader.config(), ends, made.batch);
   }
   return calibration;

@@ -199,11 +199,12 @@ class ModelQuantizer {
 absl::StatusOr<QuantizeSummary> QuantizeModel(const QuantizeSpec& spec,
                                               const std::filesystem::path& checkpoint,
                                               const std::filesystem::path& artifact,
-                                              const ProgressCallback& progress) {
+                                              const ProgressCallback& progress,
+                                              const Device& device) {
   return CatchTorch([&]() -> absl::StatusOr<QuantizeSummary> {
     const c10::InferenceMode inference;
     NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<DecoderLoader> loader,
-                            DecoderLoader::Open(checkpoint, spec.compute));
+                            DecoderLoader::Open(checkpoint, spec.compute, device));
     NIBBLE_RETURN_IF_ERROR(CheckSpecAgainst(spec, *loader));
     NIBBLE_ASSIGN_OR_RETURN(const std::vector<LinearInfo> linears, loader->Linears());
     NIBBLE_ASSIGN_OR_RETURN(std::set<std::string> excluded, ExcludedLinears(spec.exclude, linears));

@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "quant/base/compute.h"
+#include "quant/base/device.h"
 #include "quant/formats/formats.h"
 #include "quant/gptq/options.h"
 
@@ -87,15 +88,16 @@ absl::Status CheckQuantizeSpec(const QuantizeSpec& spec, const std::filesystem::
 // Called between steps (at least once per layer); a non-OK status stops the work with that status.
 using ProgressCallback = std::function<absl::Status(const Progress&)>;
 
-// Reads `checkpoint`, writes the artifact at `artifact` (which must not exist) by way of
-// StagingFolder(artifact). The folder keeps every layer that is finished, and stays on any failure:
-// the same call goes on after the last of them and, on the same type of device with the same number
-// of threads, makes the same files (but for the seconds and peaks in report.json). Layers of
-// another spec, model or corpus, and damaged ones, are not used; `progress` is told why.
+// Works on `device`. Reads `checkpoint`, writes the artifact at `artifact` (which must not exist)
+// by way of StagingFolder(artifact). The folder keeps every layer that is finished, and stays on
+// any failure: the same call goes on after the last of them and, on the same type of device with
+// the same number of threads, makes the same files (but for the seconds and peaks in report.json).
+// Layers of another spec, model or corpus, and damaged ones, are not used; `progress` is told why.
 absl::StatusOr<QuantizeSummary> QuantizeModel(const QuantizeSpec& spec,
                                               const std::filesystem::path& checkpoint,
                                               const std::filesystem::path& artifact,
-                                              const ProgressCallback& progress);
+                                              const ProgressCallback& progress,
+                                              const Device& device = {});
 
 // `<artifact's parent>/.staging-<artifact's name>`.
 std::filesystem::path StagingFolder(const std::filesystem::path& artifact);

@@ -28,14 +28,15 @@ at::Tensor ReadBlocks(const Segment& segment, const at::Tensor& blocks) {
   const int64_t used = (total + blocks.size(1) - 1) / blocks.size(1);
   const at::Tensor index =
       at::tensor(at::ArrayRef<int32_t>(segment.blocks.data(), used), at::kLong);
-  return blocks.index_select(0, index).flatten(0, 1).narrow(0, 0, total);
+  return blocks.index_select(0, index.to(blocks.device())).flatten(0, 1).narrow(0, 0, total);
 }
 
 // Row i of the queries stands at position `position + i` and sees keys 0 .. position + i.
 // Undefined when a plain causal mask or none says the same.
-at::Tensor ChunkMask(int64_t queries, int64_t position) {
+at::Tensor ChunkMask(int64_t queries, int64_t position, at::Device device) {
   if (position == 0 || queries == 1) return {};
-  return at::ones({queries, position + queries}, at::kBool).tril(position);
+  return at::ones({queries, position + queries}, at::TensorOptions(at::kBool).device(device))
+      .tril(position);
 }
 
 // q: [queries, heads, head_dim]; k, v: [keys, kv_heads, head_dim].
@@ -47,7 +48,7 @@ at::Tensor AttendOne(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
   const auto widen = [&](const at::Tensor& x) {
     return repeat == 1 ? x : x.repeat_interleave(repeat, 1);
   };
-  const at::Tensor mask = ChunkMask(queries, position);
+  const at::Tensor mask = ChunkMask(queries, position, q.device());
   const bool causal = !mask.defined() && queries > 1;
   const at::Tensor out = at::scaled_dot_product_attention(
       heads_first(q), heads_first(widen(k)), heads_first(widen(v)),

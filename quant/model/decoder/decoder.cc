@@ -8,9 +8,9 @@
 namespace nibble {
 
 absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(const std::filesystem::path& folder,
-                                                       Compute compute) {
+                                                       Compute compute, const Device& device) {
   NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<DecoderLoader> loader,
-                          DecoderLoader::Open(folder, compute));
+                          DecoderLoader::Open(folder, compute, device));
   return CatchTorch([&]() -> absl::StatusOr<std::unique_ptr<Decoder>> {
     auto decoder = std::unique_ptr<Decoder>(new Decoder());
     decoder->config_ = loader->config();
@@ -48,7 +48,8 @@ std::vector<KvBlocks> Decoder::MakeCache(int64_t blocks, int64_t block_size) con
   std::vector<KvBlocks> cache;
   for (int64_t i = 0; i < config_.layers; ++i) {
     const auto empty = [&] {
-      return at::zeros({blocks, block_size, config_.kv_heads, config_.head_dim}, at::kFloat);
+      return at::zeros({blocks, block_size, config_.kv_heads, config_.head_dim},
+                       ends_.embedding.options());
     };
     cache.push_back({empty(), empty()});
   }
@@ -56,7 +57,7 @@ std::vector<KvBlocks> Decoder::MakeCache(int64_t blocks, int64_t block_size) con
 }
 
 at::Tensor Decoder::Forward(const Batch& batch, std::vector<KvBlocks>* cache) const {
-  const Rotary rotary = MakeRotary(config_, batch);
+  const Rotary rotary = MakeRotary(config_, batch, ends_.embedding.device());
   at::Tensor hidden = Embed(config_, ends_, batch);
   for (size_t i = 0; i < layers_.size(); ++i) {
     hidden = RunLayer(config_, layers_[i], hidden, batch, rotary,

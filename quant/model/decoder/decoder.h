@@ -1,5 +1,7 @@
 // The decoder forward of the LLaMA and OPT families, written once. The pipeline runs it a layer at
-// a time; the runner runs it whole over a paged KV cache.
+// a time; the runner runs it whole over a paged KV cache. Every tensor of a model, and every hidden
+// state, lies on the loader's device in its working type: bf16 for Compute::kBf16 on CUDA, else
+// f32. Norms are f32 everywhere.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -13,6 +15,7 @@
 
 #include "absl/status/statusor.h"
 #include "quant/base/compute.h"
+#include "quant/base/device.h"
 #include "quant/kernels/kernels.h"
 #include "quant/model/checkpoint/artifact.h"
 #include "quant/model/checkpoint/config.h"
@@ -39,21 +42,23 @@ struct DecoderLayer {
 
 // Everything outside the layers.
 struct DecoderEnds {
-  at::Tensor embedding;             // f32 [vocab, embed_dim]
-  at::Tensor positions;             // f32 [context + 2, hidden], OPT only
-  at::Tensor project_in;            // f32 [hidden, embed_dim], opt-350m only
-  at::Tensor project_out;           // f32 [embed_dim, hidden]
+  at::Tensor embedding;             // [vocab, embed_dim]
+  at::Tensor positions;             // [context + 2, hidden], OPT only
+  at::Tensor project_in;            // [hidden, embed_dim], opt-350m only
+  at::Tensor project_out;           // [embed_dim, hidden]
   std::optional<NormWeights> norm;  // final norm
-  at::Tensor head;                  // f32 [vocab, embed_dim]; the embedding when tied
+  at::Tensor head;                  // [vocab, embed_dim]; the embedding when tied
 };
 
-// Opens a checkpoint or artifact folder and builds its parts on demand. An artifact is recognised
-// by its nibble.json.
+// Opens a checkpoint or artifact folder and builds its parts on demand, on one device. An artifact
+// is recognised by its nibble.json. FAILED_PRECONDITION for a device that is not there.
 class DecoderLoader {
  public:
   static absl::StatusOr<std::unique_ptr<DecoderLoader>> Open(const std::filesystem::path& folder,
-                                                             Compute compute);
+                                                             Compute compute,
+                                                             const Device& device = {});
   const ModelConfig& config() const { return config_; }
+  const Device& device() const { return device_; }
   const TensorSource& tensors() const { return *tensors_; }
   // Of every layer, in order.
   absl::StatusOr<std::vector<LinearInfo>> Linears() const;
@@ -64,11 +69,12 @@ class DecoderLoader {
   DecoderLoader() = default;
   ModelConfig config_;
   Compute compute_ = Compute::kF32;
+  Device device_;
   std::unique_ptr<TensorSource> tensors_;
   std::optional<ArtifactSpec> artifact_;
 };
 
-// Called with a group's input before activation rounding: f32 [tokens, K].
+// Called with a group's input before activation rounding: [tokens, K].
 using InputObserver = std::function<void(InputGroup, const at::Tensor&)>;
 
 // The tokens of one step and where they stand.
@@ -82,9 +88,9 @@ struct Rotary {
   at::Tensor cos;  // f32 [tokens, head_dim / 2]
   at::Tensor sin;
 };
-Rotary MakeRotary(const ModelConfig& config, const Batch& batch);
+Rotary MakeRotary(const ModelConfig& config, const Batch& batch, at::Device device = at::kCPU);
 
-// hidden: f32 [tokens, hidden].
+// hidden: [tokens, hidden].
 at::Tensor Embed(const ModelConfig& config, const DecoderEnds& ends, const Batch& batch);
 at::Tensor RunLayer(const ModelConfig& config, const DecoderLayer& layer, const at::Tensor& hidden,
                     const Batch& batch, const Rotary& rotary, KvBlocks* cache,
@@ -97,7 +103,7 @@ at::Tensor Logits(const ModelConfig& config, const DecoderEnds& ends, const at::
 class Decoder {
  public:
   static absl::StatusOr<std::unique_ptr<Decoder>> Load(const std::filesystem::path& folder,
-                                                       Compute compute);
+                                                       Compute compute, const Device& device = {});
   const ModelConfig& config() const { return config_; }
   int64_t weight_bytes() const;  // in memory
   std::vector<KvBlocks> MakeCache(int64_t blocks, int64_t block_size) const;

@@ -91,18 +91,21 @@ at::Tensor Activate(const ModelConfig& config, const std::vector<at::Tensor>& up
 
 }  // namespace
 
-Rotary MakeRotary(const ModelConfig& config, const Batch& batch) {
+// The angles are computed on the CPU, so that every device turns by the same ones.
+Rotary MakeRotary(const ModelConfig& config, const Batch& batch, at::Device device) {
   if (config.family == Family::kOpt) return {};
   const at::Tensor angles = at::outer(Positions(batch).to(at::kFloat), RotaryFrequencies(config));
-  return {angles.cos(), angles.sin()};
+  return {angles.cos().to(device), angles.sin().to(device)};
 }
 
 at::Tensor Embed(const ModelConfig& config, const DecoderEnds& ends, const Batch& batch) {
-  const at::Tensor ids = at::tensor(batch.tokens, at::kInt).to(at::kLong);
+  const at::Device device = ends.embedding.device();
+  const at::Tensor ids = at::tensor(batch.tokens, at::kInt).to(device, at::kLong);
   at::Tensor hidden = ends.embedding.index_select(0, ids);
   if (ends.project_in.defined()) hidden = at::linear(hidden, ends.project_in);
   if (config.family == Family::kOpt) {
-    hidden = hidden + ends.positions.index_select(0, Positions(batch) + kOptPositionOffset);
+    const at::Tensor rows = (Positions(batch) + kOptPositionOffset).to(device);
+    hidden = hidden + ends.positions.index_select(0, rows);
   }
   return hidden;
 }
@@ -133,11 +136,11 @@ at::Tensor RunLayer(const ModelConfig& config, const DecoderLayer& layer, const 
 
 at::Tensor Logits(const ModelConfig&, const DecoderEnds& ends, const at::Tensor& hidden,
                   absl::Span<const int64_t> rows) {
-  at::Tensor x =
-      hidden.index_select(0, at::tensor(at::ArrayRef<int64_t>(rows.data(), rows.size())));
+  const at::Tensor index = at::tensor(at::ArrayRef<int64_t>(rows.data(), rows.size()));
+  at::Tensor x = hidden.index_select(0, index.to(hidden.device()));
   if (ends.norm) x = Normalize(*ends.norm, x);
   if (ends.project_out.defined()) x = at::linear(x, ends.project_out);
-  return at::linear(x, ends.head);
+  return at::linear(x, ends.head).to(at::kFloat);
 }
 
 }  // namespace nibble

@@ -8,6 +8,7 @@
 #include "quant/base/strings.h"
 #include "quant/base/torch_status.h"
 #include "quant/gptq/gptq.h"
+#include "quant/kernels/device/torch_device.h"
 #include "quant/model/decoder/decoder.h"
 
 namespace nibble {
@@ -18,28 +19,32 @@ bool HasBias(const ModelConfig& config, InputGroup input) {
   return attention ? config.attention_bias : config.mlp_bias;
 }
 
+absl::StatusOr<at::ScalarType> FloatType(const std::string& name, DType dtype) {
+  if (dtype == DType::kF32) return at::kFloat;
+  if (dtype == DType::kF16) return at::kHalf;
+  if (dtype == DType::kBF16) return at::kBFloat16;
+  return absl::InvalidArgumentError(StrCat("tensor \"", name, "\": found the type ",
+                                           DTypeName(dtype), ", expected F32, F16 or BF16"));
+}
+
 class TensorReader {
  public:
-  TensorReader(const TensorSource& tensors, Compute compute)
-      : tensors_(tensors), compute_(compute) {}
+  TensorReader(const TensorSource& tensors, Compute compute, const Device& device)
+      : tensors_(tensors), compute_(compute), device_(device) {}
 
-  // f32, rounded to bf16 first if so computed.
+  // In the working type, rounded to bf16 first if so computed.
   absl::StatusOr<at::Tensor> Read(const std::string& name, std::vector<int64_t> shape) const {
-    NIBBLE_ASSIGN_OR_RETURN(const TensorView view, tensors_.Find(name, shape));
-    at::Tensor tensor = at::empty(shape, at::kFloat);
-    NIBBLE_RETURN_IF_ERROR(
-        WidenToFloat(name, view, absl::MakeSpan(tensor.data_ptr<float>(), tensor.numel())));
-    tensors_.Release(view);
-    if (compute_ == Compute::kBf16) tensor = tensor.to(at::kBFloat16).to(at::kFloat);
-    return tensor;
+    return ReadAs(name, std::move(shape), WorkingType(compute_, device_));
   }
 
   absl::StatusOr<NormWeights> ReadNorm(const ModelConfig& config, const std::string& name) const {
     NormWeights norm;
     norm.eps = config.norm_eps;
-    NIBBLE_ASSIGN_OR_RETURN(norm.gain, Read(StrCat(name, ".weight"), {config.hidden}));
+    NIBBLE_ASSIGN_OR_RETURN(norm.gain,
+                            ReadAs(StrCat(name, ".weight"), {config.hidden}, at::kFloat));
     if (config.family == Family::kOpt) {
-      NIBBLE_ASSIGN_OR_RETURN(norm.bias, Read(StrCat(name, ".bias"), {config.hidden}));
+      NIBBLE_ASSIGN_OR_RETURN(norm.bias,
+                              ReadAs(StrCat(name, ".bias"), {config.hidden}, at::kFloat));
     }
     return norm;
   }
@@ -53,8 +58,35 @@ class TensorReader {
   }
 
  private:
+  absl::StatusOr<at::Tensor> ReadAs(const std::string& name, std::vector<int64_t> shape,
+                                    at::ScalarType type) const {
+    NIBBLE_ASSIGN_OR_RETURN(const TensorView view, tensors_.Find(name, shape));
+    NIBBLE_ASSIGN_OR_RETURN(at::Tensor tensor,
+                            device_.is_cuda() ? Upload(name, view) : Widen(name, view));
+    tensors_.Release(view);
+    if (compute_ == Compute::kBf16) tensor = tensor.to(at::kBFloat16);
+    return tensor.to(type);
+  }
+
+  static absl::StatusOr<at::Tensor> Widen(const std::string& name, const TensorView& view) {
+    at::Tensor tensor = at::empty(view.shape, at::kFloat);
+    NIBBLE_RETURN_IF_ERROR(
+        WidenToFloat(name, view, absl::MakeSpan(tensor.data_ptr<float>(), tensor.numel())));
+    return tensor;
+  }
+
+  // As stored: the device converts faster than the host.
+  absl::StatusOr<at::Tensor> Upload(const std::string& name, const TensorView& view) const {
+    NIBBLE_ASSIGN_OR_RETURN(const at::ScalarType type, FloatType(name, view.dtype));
+    at::Tensor bytes = at::empty({static_cast<int64_t>(view.bytes.size())},
+                                 at::TensorOptions(at::kByte).device(TorchDevice(device_)));
+    bytes.copy_(at::from_blob(const_cast<uint8_t*>(view.bytes.data()), bytes.sizes(), at::kByte));
+    return bytes.view(type).view(view.shape);
+  }
+
   const TensorSource& tensors_;
   const Compute compute_;
+  const Device device_;
 };
 
 bool IsExcluded(const ArtifactSpec& artifact, const std::string& name) {
@@ -103,7 +135,8 @@ absl::Status ReadOptEnds(const ModelConfig& config, const std::string& prefix,
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<DecoderLoader>> DecoderLoader::Open(
-    const std::filesystem::path& folder, Compute compute) {
+    const std::filesystem::path& folder, Compute compute, const Device& device) {
+  NIBBLE_RETURN_IF_ERROR(PrepareDevice(device));
   auto loader = std::unique_ptr<DecoderLoader>(new DecoderLoader());
   NIBBLE_ASSIGN_OR_RETURN(loader->config_, LoadModelConfig(folder));
   if (IsArtifact(folder)) {
@@ -111,6 +144,7 @@ absl::StatusOr<std::unique_ptr<DecoderLoader>> DecoderLoader::Open(
   }
   NIBBLE_ASSIGN_OR_RETURN(loader->tensors_, TensorSource::Open(folder));
   loader->compute_ = compute;
+  loader->device_ = device;
   return loader;
 }
 
@@ -122,7 +156,7 @@ absl::StatusOr<DecoderLayer> DecoderLoader::LoadLayer(int64_t index) const {
   return CatchTorch([&]() -> absl::StatusOr<DecoderLayer> {
     NIBBLE_ASSIGN_OR_RETURN(const std::string prefix, FindPrefix(*tensors_, config_.family));
     const std::string base = StrCat(prefix, "layers.", index, ".");
-    const TensorReader reader(*tensors_, compute_);
+    const TensorReader reader(*tensors_, compute_, device_);
     const bool opt = config_.family == Family::kOpt;
     DecoderLayer layer;
     NIBBLE_ASSIGN_OR_RETURN(
@@ -143,7 +177,7 @@ absl::StatusOr<DecoderLayer> DecoderLoader::LoadLayer(int64_t index) const {
 absl::StatusOr<DecoderEnds> DecoderLoader::LoadEnds() const {
   return CatchTorch([&]() -> absl::StatusOr<DecoderEnds> {
     NIBBLE_ASSIGN_OR_RETURN(const std::string prefix, FindPrefix(*tensors_, config_.family));
-    const TensorReader reader(*tensors_, compute_);
+    const TensorReader reader(*tensors_, compute_, device_);
     const bool opt = config_.family == Family::kOpt;
     const int64_t width = opt ? config_.embed_dim : config_.hidden;
     DecoderEnds ends;

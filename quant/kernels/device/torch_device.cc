@@ -1,0 +1,31 @@
+#include "quant/kernels/device/torch_device.h"
+
+#include <ATen/detail/CUDAHooksInterface.h>
+
+#include "quant/base/strings.h"
+
+namespace nibble {
+
+at::Device TorchDevice(const Device& device) {
+  if (!device.is_cuda()) return at::Device(at::kCPU);
+  return {at::kCUDA, static_cast<c10::DeviceIndex>(device.index)};
+}
+
+absl::Status PrepareDevice(const Device& device) {
+  if (!device.is_cuda()) return absl::OkStatus();
+  const int devices = at::detail::getCUDAHooks().getNumGPUs();
+  if (device.index >= devices) {
+    return absl::FailedPreconditionError(StrCat("device: found ", DeviceName(device),
+                                                ", expected cpu or one of the ", devices,
+                                                " CUDA devices that this process can use"));
+  }
+  at::globalContext().setAllowTF32CuBLAS(false);
+  at::globalContext().setAllowBF16ReductionCuBLAS(/*allow_reduced_precision=*/false);
+  return absl::OkStatus();
+}
+
+at::ScalarType WorkingType(Compute compute, const Device& device) {
+  return device.is_cuda() && compute == Compute::kBf16 ? at::kBFloat16 : at::kFloat;
+}
+
+}  // namespace nibble
