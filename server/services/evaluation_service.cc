@@ -98,7 +98,7 @@ class Evaluation : public StreamWriter<v1::EvaluatePerplexityResponse> {
                             ReadCorpus(corpus_, ref.first_text(), ref.last_text()));
     NIBBLE_RETURN_IF_ERROR(Aborted());
     NIBBLE_ASSIGN_OR_RETURN(windows_,
-                            CutWindows(*model_->tokenizer, text, window, request_.windows()));
+                            CutWindows(*model_->tokenizer, model_->config.vocab, text, window, request_.windows()));
     return absl::OkStatus();
   }
 

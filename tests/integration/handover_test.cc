@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <array>
+#include <chrono>
 #include <fstream>
 #include <memory>
 #include <sstream>
@@ -218,6 +219,8 @@ class PushProcess {
     kill(pid_, SIGKILL);
     waitpid(pid_, nullptr, 0);
   }
+  // Its machine still has the connection, and nobody answers on it.
+  void Freeze() { kill(pid_, SIGSTOP); }
 
  private:
   pid_t pid_ = 0;
@@ -249,6 +252,24 @@ TEST_F(HandoverTest, AClientKilledInTheMiddleGoesOn) {
   EXPECT_LT(first, int64_t{50} << 20) << "was not killed in the middle";
   EXPECT_EQ(Sha256File(server.root() / "models" / "tiny" / name).value(),
             Sha256File(source_ / name).value());
+}
+
+TEST_F(HandoverTest, AClientThatFellSilentIsGivenUp) {
+  const std::string name(120, 'a');
+  std::ofstream(source_ / name) << 'a';
+  std::filesystem::resize_file(source_ / name, int64_t{64} << 20);
+  Server server(Root("server"), {"--keepalive-seconds", "1"});
+  PushProcess push(server.address(), source_);
+  for (int i = 0; i < 10; ++i) ASSERT_TRUE(push.ReadLine());
+  push.Freeze();
+  const auto begin = std::chrono::steady_clock::now();
+  absl::Status status;
+  do {  // until the upload is free again
+    status = PushModel(server.client(), source_, "tiny", Ignore);
+  } while (absl::IsAborted(status) &&
+           std::chrono::steady_clock::now() - begin < std::chrono::seconds(60));
+  EXPECT_TRUE(status.ok()) << status;
+  push.Kill();
 }
 
 TEST_F(HandoverTest, TheCommandLineImportsPushesAndPulls) {
@@ -302,6 +323,45 @@ TEST_F(HandoverTest, APullTakesUpWhatAnEarlierOneLeft) {
   EXPECT_TRUE(
       absl::IsNotFound(PullModel(server.client(), "nobody", folder_.path() / "out3", Ignore)));
   EXPECT_FALSE(std::filesystem::exists(folder_.path() / ".out3.partial"));
+}
+
+TEST_F(HandoverTest, AFolderMayBeNamedWithASlash) {
+  Server server(Root("server"));
+  ASSERT_TRUE(PushModel(server.client(), source_ / "", "tiny", Ignore).ok());
+  const std::filesystem::path out = folder_.path() / "out";
+  const absl::Status pulled = PullModel(server.client(), "tiny", out / "", Ignore);
+  ASSERT_TRUE(pulled.ok()) << pulled;
+  EXPECT_EQ(Sha256File(out / "config.json").value(), Sha256File(source_ / "config.json").value());
+  EXPECT_FALSE(std::filesystem::exists(folder_.path() / ".out.partial"));
+}
+
+TEST_F(HandoverTest, AFileThatLeadsNowhereIsNamed) {
+  Server server(Root("server"));
+  std::filesystem::create_symlink(folder_.path() / "gone", source_ / "a.json");
+  const absl::Status status = PushModel(server.client(), source_, "tiny", Ignore);
+  EXPECT_TRUE(absl::IsNotFound(status)) << status;
+  EXPECT_THAT(status.message(), HasSubstr("a.json"));
+}
+
+// Nor does it hide the others.
+TEST_F(HandoverTest, AnArtifactThatCanNotBeShownIsRefused) {
+  Server server(Root("server"));
+  ASSERT_TRUE(PushModel(server.client(), source_, "tiny", Ignore).ok());
+  std::ofstream(source_ / "report.json")
+      << R"({"parameters": 1, "linear_bits_per_weight": 4, "model_bits_per_weight": 4})";
+  const std::string sum = Sha256File(source_ / "model.safetensors").value();
+  std::ofstream(source_ / "nibble.json")
+      << R"({"format_version": 1, "files": {"model.safetensors": ")" << sum
+      << R"("}, "spec": {"lorc_rank": 0, "excluded": []}})";
+  const absl::Status status = PushModel(server.client(), source_, "bare", Ignore);
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
+  EXPECT_THAT(status.message(), HasSubstr("method"));
+  // One that an operator has put there.
+  std::filesystem::copy(source_, server.root() / "artifacts" / "bare");
+  const auto models = server.client().ListModels({});
+  ASSERT_TRUE(models.ok()) << models.status();
+  ASSERT_EQ(models->models_size(), 1);
+  EXPECT_EQ(models->models(0).name(), "tiny");
 }
 
 TEST_F(HandoverTest, TheQuotaIsToldAtTheStart) {
