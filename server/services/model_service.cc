@@ -112,8 +112,7 @@ absl::Status ModelService::List(const v1::ListModelsRequest& request,
   std::vector<std::string> unreadable;
   for (const ModelFolder& folder : ListModelFolders(registry_.root(), &unreadable)) {
     if (folder.name <= page.after) continue;
-    absl::StatusOr<v1::Model> model =
-        ModelMessage(folder, registry_.StatusOf(folder.name), false);
+    absl::StatusOr<v1::Model> model = ModelMessage(folder, registry_.StatusOf(folder.name), false);
     if (!model.ok()) continue;  // as unreadable as those; GetModel says why
     const v1::ModelVersion& version = model->versions(0);
     if (request.kind() != v1::MODEL_KIND_UNSPECIFIED && request.kind() != version.kind()) continue;

@@ -26,7 +26,7 @@ namespace fs = std::filesystem;
 constexpr size_t kMostFiles = 10'000;
 constexpr char kSpec[] = ".upload.json";  // no file's name begins so
 constexpr char kNewSpec[] = ".upload.json.new";
-constexpr char kPart[] = ".part";         // of a file that is not complete
+constexpr char kPart[] = ".part";  // of a file that is not complete
 
 absl::Status Invalid(std::string_view field, std::string_view found, std::string_view expected) {
   return FieldError(absl::StatusCode::kInvalidArgument, field, found, expected);

@@ -185,21 +185,24 @@ TEST_F(HandoverTest, APushKilledInTheMiddleGoesOn) {
             Sha256File(weights).value());
 }
 
-// `nibble models push`, whose lines of progress wait to be read: it goes on only as they are.
-class PushProcess {
+// `nibble`, whose lines of progress wait to be read: it goes on only as they are.
+class CliProcess {
  public:
-  PushProcess(const std::string& server, const std::filesystem::path& folder) {
+  using Environment = std::vector<std::pair<std::string, std::string>>;
+  CliProcess(const std::string& server, std::vector<std::string> words,
+             const Environment& environment = {}) {
     std::array<int, 2> ends{};
     EXPECT_EQ(pipe(ends.data()), 0);
     EXPECT_GT(fcntl(ends[1], F_SETPIPE_SZ, 4096), 0);
-    const std::vector<std::string> words = {NIBBLE_PATH, "--server",      server, "models",
-                                            "push",      folder.string(), "tiny"};
+    words.insert(words.begin(), {NIBBLE_PATH, "--server", server});
     std::vector<char*> argv;
     for (const std::string& word : words) argv.push_back(const_cast<char*>(word.c_str()));
     argv.push_back(nullptr);
     pid_ = fork();
     if (pid_ == 0) {
       prctl(PR_SET_PDEATHSIG, SIGKILL);
+      setpgid(0, 0);
+      for (const auto& [name, value] : environment) setenv(name.c_str(), value.c_str(), 1);
       dup2(ends[1], STDERR_FILENO);
       execv(argv[0], argv.data());
       _exit(127);
@@ -207,9 +210,9 @@ class PushProcess {
     close(ends[1]);
     progress_ = fdopen(ends[0], "r");
   }
-  ~PushProcess() { fclose(progress_); }
-  PushProcess(const PushProcess&) = delete;
-  PushProcess& operator=(const PushProcess&) = delete;
+  ~CliProcess() { fclose(progress_); }
+  CliProcess(const CliProcess&) = delete;
+  CliProcess& operator=(const CliProcess&) = delete;
 
   bool ReadLine() {
     std::array<char, 512> line{};
@@ -217,6 +220,11 @@ class PushProcess {
   }
   void Kill() {
     kill(pid_, SIGKILL);
+    waitpid(pid_, nullptr, 0);
+  }
+  // As a terminal does: it and what it started.
+  void Interrupt() {
+    kill(-pid_, SIGINT);
     waitpid(pid_, nullptr, 0);
   }
   // Its machine still has the connection, and nobody answers on it.
@@ -233,7 +241,7 @@ TEST_F(HandoverTest, AClientKilledInTheMiddleGoesOn) {
   std::ofstream(source_ / name) << 'a';
   std::filesystem::resize_file(source_ / name, int64_t{64} << 20);
   Server server(Root("server"));
-  PushProcess push(server.address(), source_);
+  CliProcess push(server.address(), {"models", "push", source_.string(), "tiny"});
   for (int i = 0; i < 10; ++i) ASSERT_TRUE(push.ReadLine());
   push.Kill();
   v1::GetModelRequest get;
@@ -254,12 +262,40 @@ TEST_F(HandoverTest, AClientKilledInTheMiddleGoesOn) {
             Sha256File(source_ / name).value());
 }
 
+TEST_F(HandoverTest, AnInterruptedImportLeavesNothing) {
+  Server server(Root("server"));
+  const std::filesystem::path temporary = Root("temporary");
+  const std::filesystem::path python = folder_.path() / "python";
+  // -m nibble_import hf SOURCE OUT, in the midst of it.
+  std::ofstream(python) << "#!/bin/sh\nmkdir \"$5\" && echo \"$5\" >&2 && exec sleep 1000\n";
+  std::filesystem::permissions(python, std::filesystem::perms::owner_all);
+  CliProcess import(server.address(), {"import", "hf", source_.string(), "tiny"},
+                    {{"NIBBLE_PYTHON", python.string()}, {"TMPDIR", temporary.string()}});
+  ASSERT_TRUE(import.ReadLine());
+  EXPECT_FALSE(std::filesystem::is_empty(temporary));
+  import.Interrupt();
+  const auto begin = std::chrono::steady_clock::now();
+  while (!std::filesystem::is_empty(temporary)) {
+    ASSERT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(60));
+  }
+}
+
+TEST_F(HandoverTest, AnImportOfATakenNameEndsBeforeItConverts) {
+  Server server(Root("server"));
+  ASSERT_TRUE(PushModel(server.client(), source_, "tiny", Ignore).ok());
+  std::ostringstream out, err;
+  EXPECT_EQ(RunCli({"--server", server.address(), "import", "hf", "/nowhere", "tiny"},
+                   {.out = out, .err = err}),
+            1);
+  EXPECT_THAT(err.str(), HasSubstr("found a model 'tiny' on the server"));
+}
+
 TEST_F(HandoverTest, AClientThatFellSilentIsGivenUp) {
   const std::string name(120, 'a');
   std::ofstream(source_ / name) << 'a';
   std::filesystem::resize_file(source_ / name, int64_t{64} << 20);
   Server server(Root("server"), {"--keepalive-seconds", "1"});
-  PushProcess push(server.address(), source_);
+  CliProcess push(server.address(), {"models", "push", source_.string(), "tiny"});
   for (int i = 0; i < 10; ++i) ASSERT_TRUE(push.ReadLine());
   push.Freeze();
   const auto begin = std::chrono::steady_clock::now();
