@@ -136,6 +136,7 @@ NIBBLE_HOST_DEVICE constexpr FoldTable MakeFoldTable(Format format, int k) {
 // and (its LoRC ranks, rounded up to 16) at a band of its own.
 inline constexpr int kMaxSegments = 4;
 inline constexpr int kRankBand = 16;
+inline constexpr int kMaxRank = 128;  // of one segment
 struct SegmentPlace {
   int rows;
   int first_tile;
@@ -186,5 +187,6 @@ NIBBLE_HOST_DEVICE constexpr int LorcBands(int ranks, int lorc_tile) {  // of 16
 NIBBLE_HOST_DEVICE constexpr int LorcSliceBytes(int bands) {
   return bands * kBandRows * kSliceCols;
 }
+inline constexpr int kLorcSliceBytes = 2 * kLorcTileRanks * kSliceCols;  // the largest
 
 }  // namespace nibble::w4a8

@@ -31,7 +31,7 @@ struct Segment {
   const __nv_bfloat16* bias = nullptr;    // [rows], or null
   const __nv_bfloat16* lorc_a = nullptr;  // [rows, rank], or null
   const __nv_bfloat16* lorc_b = nullptr;  // [rank, cols], or null
-  int rank = 0;
+  int rank = 0;                           // 0..kMaxRank
 };
 
 // Weights as the kernels read them. The arrays lie in the memory given to Prepare, whose owner
@@ -58,7 +58,7 @@ struct PreparedLinear {
 
 // Bytes of device memory that Prepare fills. INVALID_ARGUMENT for segments that don't go together
 // or formats without a kernel: integers, E5M2, other shapes than positive ones, LoRC factors half
-// given, more than kMaxSegments segments.
+// given or of too many ranks, more than kMaxSegments segments.
 absl::StatusOr<size_t> PreparedBytes(absl::Span<const Segment> segments);
 
 // Arranges the weights in `memory` (PreparedBytes, aligned to 256 bytes) by kernels on `stream`.

@@ -20,15 +20,22 @@ int TokenTile(int64_t tokens, Kind kind) {
   return tokens <= 32 ? 32 : 64;
 }
 
-// The most parts of K such that all blocks, two a multiprocessor, run at once: what is resident
-// shares the memory's bandwidth evenly, whatever the number of blocks.
-int Splits(int64_t row_tiles, int64_t slices, const Device& device) {
-  const int64_t row_pairs = CeilDiv(row_tiles, 2);
-  int splits = 8;
-  while (splits > 1 && (row_pairs * splits > 2 * device.multiprocessors || slices < splits)) {
-    splits /= 2;
+// Row tiles of a block and blocks of a row block: what is resident at once shares the memory's
+// bandwidth by what it has in flight, so that all blocks, two a multiprocessor, should run at once,
+// and with one a multiprocessor few multiprocessors should be left out.
+struct RowPlan {
+  int tiles;
+  int splits;
+};
+RowPlan PlanRows(int64_t row_tiles, int64_t slices, const Device& device) {
+  RowPlan rows = {1, 1};
+  while (rows.tiles < 2 && row_tiles > 2 * device.multiprocessors) rows.tiles *= 2;
+  const int64_t row_blocks = CeilDiv(row_tiles, rows.tiles);
+  while (rows.splits < 4 && 2 * rows.splits * row_blocks <= device.multiprocessors &&
+         4 * rows.splits <= slices) {
+    rows.splits *= 2;
   }
-  return splits;
+  return rows;
 }
 
 }  // namespace
@@ -40,46 +47,61 @@ Regime ChooseRegime(int64_t tokens) {
 
 DecodeShared DecodeSharedMemory(const DecodePlan& plan, const LinearShape& shape) {
   DecodeShared shared;
-  const int slice_bytes = SliceBytes(shape.kind, shape.group_size);
   shared.codes = plan.stages * plan.token_tile * kSliceCols;
-  const int code_bytes = plan.stages * plan.warpgroups * slice_bytes;
-  const int sum_bytes = plan.token_tile * SumPitch(plan.warpgroups) * 4;
-  shared.lorc = shared.codes + static_cast<int>(RoundUp(std::max(code_bytes, sum_bytes), 16));
+  int code_bytes = plan.stages * plan.tiles * SliceBytes(shape.kind, shape.group_size);
+  if (shape.max_rank > 0) code_bytes = std::max(code_bytes, kLorcSliceBytes);
+  const int sum_bytes = plan.k_groups * plan.token_tile * SumPitch(plan.tiles) * 4;
+  shared.factor = static_cast<int>(RoundUp(std::max(shared.codes + code_bytes, sum_bytes), 16));
   const int factor_bytes = static_cast<int>(LorcAUnits(shape.max_rank)) * 16;
+  shared.t = shared.factor + plan.tiles * factor_bytes;
   const int t_bytes = shape.max_rank == 0 ? 0 : plan.token_tile * LorcPitch(shape.max_rank);
-  shared.small = shared.lorc + plan.warpgroups * (factor_bytes + t_bytes);
-  shared.barriers = shared.small + kFoldTableBytes + plan.token_tile * 4;
+  shared.small = shared.t + plan.tiles * t_bytes;
+  shared.barriers =
+      shared.small + kFoldTableBytes + plan.token_tile * 4 + plan.tiles * kTileRows * 2;
   shared.bytes = shared.barriers + (2 * plan.stages + 1) * 8;
   return shared;
 }
 
-DecodePlan PlanDecode(const LinearShape& shape, const Device& device) {
-  const int64_t slices = CeilDiv(shape.cols, kSliceCols);
-  DecodePlan plan;
-  plan.token_tile = TokenTile(shape.tokens, shape.kind);
-  plan.warpgroups = 2;
-  plan.splits = Splits(shape.row_tiles, slices, device);
-  plan.row_blocks = static_cast<int>(CeilDiv(shape.row_tiles, plan.warpgroups));
+void CompletePlan(const LinearShape& shape, const Device& device, int blocks, int max_stages,
+                  DecodePlan& plan) {
+  plan.row_blocks = static_cast<int>(CeilDiv(shape.row_tiles, plan.tiles));
   plan.lorc_tiles = LorcTiles(shape.ranks);
   plan.lorc_pieces = plan.lorc_tiles > 0 ? kLorcPieces : 0;
-  const int budget = SharedBytes(device, 2) - kSharedAlignment;
-  const int64_t depth = CeilDiv(slices, plan.splits);
-  do {
+  const int64_t part = CeilDiv(CeilDiv(shape.cols, kSliceCols), plan.parts());
+  const int most = static_cast<int>(std::min<int64_t>(max_stages, part * plan.k_groups));
+  const int budget = SharedBytes(device, blocks) - kSharedAlignment;
+  plan.stages = 1;
+  while (plan.stages < most) {
     ++plan.stages;
-    plan.shared_bytes = DecodeSharedMemory(plan, shape).bytes;
-  } while (plan.stages < depth && plan.shared_bytes <= budget);
-  if (plan.shared_bytes > budget && plan.stages > 1) {
+    if (DecodeSharedMemory(plan, shape).bytes <= budget) continue;
     --plan.stages;
-    plan.shared_bytes = DecodeSharedMemory(plan, shape).bytes;
+    break;
   }
-  plan.shared_bytes += kSharedAlignment;
+  plan.shared_bytes = DecodeSharedMemory(plan, shape).bytes + kSharedAlignment;
+}
+
+DecodePlan PlanDecode(const LinearShape& shape, const Device& device) {
+  const RowPlan rows = PlanRows(shape.row_tiles, CeilDiv(shape.cols, kSliceCols), device);
+  DecodePlan plan;
+  plan.token_tile = TokenTile(shape.tokens, shape.kind);
+  plan.tiles = rows.tiles;
+  plan.k_groups = 2;
+  plan.splits = rows.splits;
+  // With many tokens, reading x again for every row block costs more than a cluster of twice as
+  // many blocks, each with both row tiles of one part.
+  if (plan.token_tile >= 32 && plan.tiles == 1) {
+    plan.tiles = 2;
+    plan.k_groups = 1;
+    plan.splits *= 2;
+  }
+  CompletePlan(shape, device, 2, 64, plan);
   return plan;
 }
 
 std::string DecodePlan::ToString() const {
-  return StrCat("decode: ", row_blocks, " row blocks of ", warpgroups, " tiles x ", splits,
-                " splits, ", token_tile, " tokens, ", stages, " stages, ", shared_bytes,
-                " B shared, ", lorc_tiles, " LoRC tiles x ", lorc_pieces, " pieces");
+  return StrCat("decode: ", row_blocks, " row blocks of ", tiles, " tiles x ", k_groups,
+                " parts x ", splits, " splits, ", token_tile, " tokens, ", stages, " stages, ",
+                shared_bytes, " B shared, ", lorc_tiles, " LoRC tiles x ", lorc_pieces, " pieces");
 }
 
 }  // namespace nibble::w4a8

@@ -31,22 +31,31 @@ enum class Regime : uint8_t { kDecode, kMedium, kPrefill };
 inline constexpr int kDecodeTokens = 64;
 // Parts of K of a LoRC tile, one block each: a multiple of every number of splits.
 inline constexpr int kLorcPieces = 8;
+// The most warpgroups that multiply in one block.
+inline constexpr int kMaxWarpgroups = 4;
 
 // Decode: reads the weights once, at the speed of memory.
-// Row blocks of `warpgroups` row tiles times `splits` equal parts of K, one thread block each; the
-// parts of a row block are a cluster, which adds them in the order of K. `splits` and the order of
-// sums depend on rows and columns only, never on tokens.
+// K is cut into `parts()` parts of equally many slices (the last may have fewer). A thread block
+// takes `tiles` row tiles and `k_groups` neighbouring parts, with a warpgroup for each tile and
+// part; `splits` blocks, a cluster, share the row tiles. Parts are added in the order of K, so sums
+// depend on the number of parts, which follows from rows and columns only, and neither on the
+// number of tokens nor on who takes which part.
 struct DecodePlan {
   int token_tile = 0;  // 8, 16, 32 or 64 columns of the product
-  int warpgroups = 0;  // row tiles of a block
+  int tiles = 0;       // row tiles of a block
+  int k_groups = 0;    // parts of K of a block: 1, 2 or 4; tiles * k_groups <= kMaxWarpgroups
   int splits = 0;      // 1, 2, 4 or 8
-  int stages = 0;      // slices in flight
+  int stages = 0;      // slices (each of `tiles` row tiles) in flight
   int lorc_tiles = 0;  // 0: no LoRC
   int lorc_pieces = 0;
   int row_blocks = 0;
   int shared_bytes = 0;
 
-  int blocks() const { return row_blocks * splits + lorc_tiles * lorc_pieces; }
+  NIBBLE_HOST_DEVICE int warpgroups() const { return tiles * k_groups; }
+  NIBBLE_HOST_DEVICE int parts() const { return k_groups * splits; }
+  NIBBLE_HOST_DEVICE int threads() const { return 128 * warpgroups() + 32; }  // and a loading warp
+  NIBBLE_HOST_DEVICE int lorc_blocks() const { return lorc_tiles * lorc_pieces; }
+  int blocks() const { return row_blocks * splits + lorc_blocks(); }
   std::string ToString() const;
 };
 
@@ -54,27 +63,36 @@ Regime ChooseRegime(int64_t tokens);
 
 // Shared memory of a decode block: byte offsets from a multiple of kSharedAlignment.
 //   0        [stages][token tile][128] x, rows of 128 bytes under the 128-byte swizzle
-//   codes    [stages][warpgroups][slice]; after the last slice the sums, f32 [token tile][SumPitch]
-//   lorc     [warpgroups] factor A as in RowTile, then t: bf16 [token tile][LorcPitch bytes]
-//   small    fold tables, then the tokens' scales
-//   barriers full [stages], empty [stages], LoRC
+//   codes    [stages][tiles][slice]
+//   sums     over x and codes after the last slice: f32 [k_groups][token tile][SumPitch]
+//   factor   [tiles] LoRC factor A as in RowTile
+//   t        [tiles] bf16 [token tile][LorcPitch bytes]
+//   small    fold tables, the tokens' scales, bf16 bias [tiles * 64]
+//   barriers full [stages], empty [stages], side (all that comes beside the slices)
+// A LoRC block has its own slices, of up to kLorcSliceBytes, in the codes' place.
 inline constexpr int kSharedAlignment = 1024;
 inline constexpr int kFoldTableBytes = 16 * 8;
 struct DecodeShared {
   int codes = 0;
-  int lorc = 0;
+  int factor = 0;
+  int t = 0;
   int small = 0;
   int barriers = 0;
   int bytes = 0;
 };
 // Floats from one token's sums to the next's, and bytes from one token's t to the next's: padded
 // such that a warp's fragments fall into different banks.
-NIBBLE_HOST_DEVICE constexpr int SumPitch(int warpgroups) { return warpgroups * kTileRows + 4; }
+NIBBLE_HOST_DEVICE constexpr int SumPitch(int tiles) { return tiles * kTileRows + 4; }
 NIBBLE_HOST_DEVICE constexpr int LorcPitch(int rank) { return 2 * rank + 16; }
 
 DecodeShared DecodeSharedMemory(const DecodePlan& plan, const LinearShape& shape);
 
 // shape.tokens in 1..64; a shape whose shared memory does not fit is the launcher's to refuse.
 DecodePlan PlanDecode(const LinearShape& shape, const Device& device = {});
+
+// Fills in what follows from token_tile, tiles, k_groups and splits: as many stages as fit if
+// `blocks` blocks are to share a multiprocessor, at most `max_stages`.
+void CompletePlan(const LinearShape& shape, const Device& device, int blocks, int max_stages,
+                  DecodePlan& plan);
 
 }  // namespace nibble::w4a8

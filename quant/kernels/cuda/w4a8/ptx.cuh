@@ -169,6 +169,12 @@ __device__ __forceinline__ void SharedStore16(uint32_t at, float4 v) {
                : "memory");
 }
 
+__device__ __forceinline__ void SharedStore16(uint32_t at, uint4 v) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(v.x), "r"(v.y), "r"(v.z),
+               "r"(v.w)
+               : "memory");
+}
+
 // --- Clusters.
 
 // This block's rank in its cluster.
@@ -215,6 +221,18 @@ __device__ __forceinline__ void WaitForEarlierGrids() {
 // ended.
 __device__ __forceinline__ void LetNextGridStart() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
+// --- Flags in global memory between blocks of one grid.
+
+// Sees all that was written before the ReleaseAdd calls whose sum it reads.
+__device__ __forceinline__ uint32_t AcquireLoad(const uint32_t* flag) {
+  uint32_t v;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(flag) : "memory");
+  return v;
+}
+__device__ __forceinline__ void ReleaseAdd(uint32_t* flag, uint32_t v) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(flag), "r"(v) : "memory");
 }
 
 // --- Registers.

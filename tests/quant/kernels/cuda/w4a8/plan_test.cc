@@ -9,18 +9,19 @@ LinearShape Shape(int64_t tokens, int64_t rows, int64_t cols) {
   return {.tokens = tokens, .row_tiles = CeilDiv(rows, kTileRows), .cols = cols};
 }
 
-TEST(PlanDecode, KIsSplitByTheShapeAndNeverByTheTokens) {
+TEST(PlanDecode, KIsCutByTheShapeAndNeverByTheTokens) {
   struct Case {
     int64_t rows, cols;
-    int splits;
+    int parts;
   };
   for (const Case& c :
-       {Case{8192, 8192, 4}, Case{12288, 4096, 2}, Case{4096, 4096, 8}, Case{22016, 4096, 1},
-        Case{4096, 11008, 8}, Case{1280, 8192, 8}, Case{576, 576, 4}, Case{64, 128, 1}}) {
+       {Case{8192, 8192, 2}, Case{12288, 4096, 2}, Case{4096, 4096, 4}, Case{22016, 4096, 2},
+        Case{4096, 11008, 4}, Case{1280, 8192, 8}, Case{576, 576, 4}, Case{64, 128, 2}}) {
     for (int64_t tokens = 1; tokens <= kDecodeTokens; ++tokens) {
       const DecodePlan plan = PlanDecode(Shape(tokens, c.rows, c.cols));
-      EXPECT_EQ(plan.splits, c.splits) << c.rows << " x " << c.cols << ", " << tokens << " tokens";
+      EXPECT_EQ(plan.parts(), c.parts) << c.rows << " x " << c.cols << ", " << tokens << " tokens";
       EXPECT_GE(plan.token_tile, tokens);
+      EXPECT_LE(plan.warpgroups(), kMaxWarpgroups);
     }
   }
 }
@@ -33,32 +34,35 @@ TEST(PlanDecode, TwoBlocksShareAMultiprocessor) {
       const DecodePlan plan = PlanDecode(shape);
       EXPECT_LE(2 * (plan.shared_bytes + 1024), Device{}.shared_bytes) << plan.ToString();
       EXPECT_GE(plan.stages, 3) << plan.ToString();
-      EXPECT_EQ(plan.lorc_pieces % plan.splits, 0) << plan.ToString();
+      EXPECT_EQ(plan.lorc_blocks() % plan.splits, 0) << plan.ToString();
     }
   }
 }
 
 TEST(PlanDecode, NoMoreStagesThanSlices) {
-  EXPECT_EQ(PlanDecode(Shape(1, 4096, 4096)).stages, 4);
-  EXPECT_EQ(PlanDecode(Shape(1, 64, 100)).stages, 1);
+  EXPECT_EQ(PlanDecode(Shape(1, 4096, 4096)).stages, 16);  // 8 slices in each of 2 parts
+  EXPECT_EQ(PlanDecode(Shape(1, 64, 100)).stages, 2);
 }
 
-TEST(PlanDecode, SharedMemoryHoldsWhatFollowsTheMainLoop) {
+TEST(PlanDecode, SharedMemoryHoldsWhatFollowsTheMainLoopAndALorcSlice) {
   for (const int64_t tokens : {1, 64}) {
-    const LinearShape shape = Shape(tokens, 64, 100);
-    const DecodePlan plan = PlanDecode(shape);
-    const DecodeShared shared = DecodeSharedMemory(plan, shape);
-    EXPECT_GE(shared.lorc - shared.codes, plan.token_tile * SumPitch(plan.warpgroups) * 4);
-    EXPECT_EQ(shared.codes % kSharedAlignment, 0);
-    EXPECT_EQ(shared.barriers % 8, 0);
+    for (const int rank : {0, 16}) {
+      LinearShape shape = Shape(tokens, 64, 100);
+      shape.ranks = shape.max_rank = rank;
+      const DecodePlan plan = PlanDecode(shape);
+      const DecodeShared shared = DecodeSharedMemory(plan, shape);
+      EXPECT_GE(shared.factor, plan.k_groups * plan.token_tile * SumPitch(plan.tiles) * 4);
+      EXPECT_GE(shared.factor - shared.codes, rank == 0 ? 0 : kLorcSliceBytes);
+      EXPECT_EQ(shared.codes % kSharedAlignment, 0);
+      EXPECT_EQ(shared.barriers % 8, 0);
+    }
   }
 }
 
 TEST(PlanDecode, PrintsItself) {
-  EXPECT_EQ(
-      PlanDecode(Shape(1, 128, 128)).ToString(),
-      "decode: 1 row blocks of 2 tiles x 1 splits, 8 tokens, 1 stages, 10488 B shared, 0 LoRC "
-      "tiles x 0 pieces");
+  EXPECT_EQ(PlanDecode(Shape(1, 128, 128)).ToString(),
+            "decode: 2 row blocks of 1 tiles x 2 parts x 1 splits, 8 tokens, 2 stages, 11656 B "
+            "shared, 0 LoRC tiles x 0 pieces");
 }
 
 TEST(ChooseRegime, ByTokens) {

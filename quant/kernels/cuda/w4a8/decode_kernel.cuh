@@ -1,0 +1,289 @@
+// The decode kernel (plan.h has the division of work and the shared memory).
+//
+// A block's last warp brings slices of weights and of x through a ring of stages; each warpgroup
+// multiplies the slices of one row tile and part of K, the weights as wgmma's A in registers. The
+// parts' sums meet in shared memory, a cluster's in that of all its blocks. With LoRC, the grid's
+// first blocks compute t (decode_lorc.cuh).
+#pragma once
+
+#include <cstdint>
+
+#include "quant/kernels/cuda/w4a8/decode_arguments.h"
+#include "quant/kernels/cuda/w4a8/decode_lorc.cuh"
+#include "quant/kernels/cuda/w4a8/decode_product.cuh"
+#include "quant/kernels/cuda/w4a8/decode_ring.cuh"
+#include "quant/kernels/cuda/w4a8/ptx.cuh"
+
+namespace nibble::w4a8 {
+
+// A block's place in the grid; LoRC blocks have none.
+struct DecodeBlock {
+  int first_tile;
+  int tiles;  // that exist
+  int split;
+
+  __device__ explicit DecodeBlock(const DecodeArguments& args) {
+    const int block = static_cast<int>(blockIdx.x) - args.plan.lorc_blocks();
+    first_tile = block / args.plan.splits * args.plan.tiles;
+    tiles = min(args.plan.tiles, static_cast<int>(args.weights.row_tiles) - first_tile);
+    split = block % args.plan.splits;
+  }
+};
+
+__device__ __forceinline__ SliceStream TileStream(const DecodeArguments& args,
+                                                  const DecodeBlock& block) {
+  const int64_t stride = int64_t{args.slice_count} * args.slice_bytes;
+  return {args.weights.slices + block.first_tile * stride,
+          stride,
+          block.tiles - 1,
+          args.plan.k_groups,
+          args.part_slices,
+          block.split * args.plan.k_groups * args.part_slices,
+          args.slice_count};
+}
+
+__device__ __forceinline__ Ring MakeRing(const DecodeArguments& args, uint32_t base, bool lorc) {
+  const uint32_t barriers = base + args.shared.barriers;
+  Ring ring = {args.plan.stages,
+               args.plan.token_tile * kSliceCols,
+               args.slice_bytes,
+               args.plan.tiles,
+               base,
+               base + args.shared.codes,
+               barriers,
+               barriers + args.plan.stages * 8};
+  if (lorc) {
+    const int bytes = args.shared.factor - args.shared.codes;
+    ring.tiles = 1;
+    ring.slice_bytes = LorcSliceBytes(LorcPiece(args).bands);
+    ring.stages = min(ring.stages, bytes / ring.slice_bytes);
+  }
+  return ring;
+}
+
+// Addresses beside the ring.
+struct DecodeSmall {
+  uint32_t tables;
+  uint32_t x_scale;
+  uint32_t bias;
+  uint32_t factor;
+  uint32_t t;
+  uint32_t side;
+
+  __device__ DecodeSmall(const DecodeArguments& args, uint32_t base)
+      : tables(base + args.shared.small),
+        x_scale(tables + kFoldTableBytes),
+        bias(x_scale + args.plan.token_tile * 4),
+        factor(base + args.shared.factor),
+        t(base + args.shared.t),
+        side(base + args.shared.barriers + 2 * args.plan.stages * 8) {}
+};
+
+// The loading warp's part of what no slice holds: LoRC's factor A and the bias, both weights.
+__device__ __forceinline__ void LoadSideWeights(const DecodeArguments& args,
+                                                const DecodeBlock& block,
+                                                const DecodeSmall& small) {
+  const int rank_bytes = static_cast<int>(LorcAUnits(args.weights.max_rank)) * 16;
+  const uint32_t bias_bytes = args.weights.bias == nullptr ? 0 : block.tiles * kTileRows * 2;
+  uint32_t bytes = bias_bytes;
+  for (int tile = 0; tile < block.tiles && block.split == 0; ++tile) {
+    const RowTile place = Locate(args.weights.segments, block.first_tile + tile);
+    const uint32_t factor_bytes = static_cast<uint32_t>(LorcAUnits(place.rank)) * 16;
+    if (factor_bytes == 0) continue;
+    BulkLoad(small.factor + tile * rank_bytes, args.weights.lorc_a + place.lorc_a, factor_bytes,
+             small.side, EvictFirst());
+    bytes += factor_bytes;
+  }
+  if (bias_bytes > 0) {
+    BulkLoad(small.bias, args.weights.bias + block.first_tile * kTileRows, bias_bytes, small.side,
+             EvictFirst());
+  }
+  BarrierArriveExpect(small.side, bytes);
+}
+
+// The loading warp of a block. Lane 0 keeps the ring full; all lanes fetch what only the epilogue
+// needs.
+__device__ __forceinline__ void Load(const DecodeArguments& args, const DecodeBlock& block,
+                                     const DecodeSmall& small, Producer& producer, bool lorc,
+                                     int lane) {
+  WaitForEarlierGrids();
+  if (!lorc) {
+    for (int token = lane; token < args.tokens; token += 32) {
+      SharedStore4(small.x_scale + token * 4, args.x_scale[token]);
+    }
+  }
+  if (lane == 0) producer.Run();
+  __syncwarp();
+  if (!lorc && args.plan.lorc_tiles > 0 && block.split == 0) {
+    FetchLorc(args, small.t, block.first_tile, lane);
+  }
+  BarrierArrive(small.side);
+}
+
+// Leaves a warpgroup's sums, scaled by row, as f32 [token][SumPitch] at `to`.
+template <int kTokens>
+__device__ __forceinline__ void StoreSums(const Sums<kTokens>& sums, uint32_t to, int pitch,
+                                          int thread) {
+#pragma unroll
+  for (int i = 0; i < kTokens / 2; ++i) {
+    const int token = i / 4 * 8 + thread % 4 * 2 + i % 2;
+    SharedStore4(to + (token * pitch + RowOf(thread, i / 2 % 2)) * 4, sums[i]);
+  }
+}
+
+// y of four neighbouring rows of a row tile, `row` the first in the tile, for one token.
+__device__ __forceinline__ void StoreOutputs(const DecodeArguments& args, const RowTile& place,
+                                             int row, int token, const float (&v)[4]) {
+  const int64_t at = int64_t{token} * args.weights.rows + place.first_col + row;
+  const bool whole = row + 4 <= place.rows && at % 4 == 0;
+  if (args.y_f32 != nullptr) {
+    if (whole) {
+      *reinterpret_cast<float4*>(args.y_f32 + at) = {v[0], v[1], v[2], v[3]};
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (row + i < place.rows) args.y_f32[at + i] = v[i];
+      }
+    }
+    return;
+  }
+  __nv_bfloat162 pairs[2] = {__floats2bfloat162_rn(v[0], v[1]), __floats2bfloat162_rn(v[2], v[3])};
+  if (whole) {
+    *reinterpret_cast<uint2*>(args.y + at) = *reinterpret_cast<const uint2*>(pairs);
+  } else {
+    const __nv_bfloat16 halves[4] = {pairs[0].x, pairs[0].y, pairs[1].x, pairs[1].y};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (row + i < place.rows) args.y[at + i] = halves[i];
+    }
+  }
+}
+
+// Adds the parts' sums of this block's share of the rows, in the order of K, and writes y.
+template <int kTokens>
+__device__ __forceinline__ void WriteOutputs(const DecodeArguments& args, const DecodeBlock& block,
+                                             const DecodeSmall& small, uint32_t sums) {
+  const DecodePlan& plan = args.plan;
+  const int pitch = SumPitch(plan.tiles);
+  const int share = plan.tiles * kTileRows / plan.splits;
+  const int quads = share / 4;
+  for (int i = static_cast<int>(threadIdx.x); i < args.tokens * quads;
+       i += plan.warpgroups() * 128) {
+    const int token = i / quads;
+    const int row = block.split * share + i % quads * 4;
+    if (row >= block.tiles * kTileRows) continue;
+    float4 v = {};
+    for (int part = 0; part < plan.parts(); ++part) {
+      const uint32_t at = sums + ((part % plan.k_groups * kTokens + token) * pitch + row) * 4;
+      const float4 p = ClusterLoad16(ClusterAddress(at, part / plan.k_groups));
+      v = {v.x + p.x, v.y + p.y, v.z + p.z, v.w + p.w};
+    }
+    const float scale = __uint_as_float(SharedLoad4(small.x_scale + token * 4));
+    float out[4] = {v.x * scale, v.y * scale, v.z * scale, v.w * scale};
+    if (args.weights.bias != nullptr) {
+      const uint2 bias = SharedLoad8(small.bias + row * 2);
+      out[0] += __uint_as_float(bias.x << 16);
+      out[1] += __uint_as_float(bias.x & 0xffff0000u);
+      out[2] += __uint_as_float(bias.y << 16);
+      out[3] += __uint_as_float(bias.y & 0xffff0000u);
+    }
+    const RowTile place = Locate(args.weights.segments, block.first_tile + row / kTileRows);
+    StoreOutputs(args, place, row % kTileRows, token, out);
+  }
+}
+
+// One warpgroup's row tile and part of K, ending with its sums in shared memory at `base`.
+template <Kind kKind, int kGroups, int kTokens>
+__device__ __forceinline__ void MultiplyTile(const DecodeArguments& args, const DecodeBlock& block,
+                                             const SliceStream& stream, const Ring& ring,
+                                             const DecodeSmall& small, uint32_t base) {
+  const DecodePlan& plan = args.plan;
+  const int warpgroup = static_cast<int>(threadIdx.x) / 128;
+  const int thread = static_cast<int>(threadIdx.x) % 128;
+  const int tile = warpgroup % plan.tiles;
+  const int part = warpgroup / plan.tiles;
+  const int row_tile = block.first_tile + min(tile, block.tiles - 1);
+  const float* row_scale = args.weights.row_scale + row_tile * kTileRows;
+  const float scale[2] = {row_scale[RowOf(thread, 0)], row_scale[RowOf(thread, 1)]};
+  const int bias = FoldBias(args.weights.format);
+
+  Sums<kTokens> sums = {};
+  Consume(stream, ring, part, [&](int stage) {
+    AddSlice<kKind, kGroups, kTokens>(ring.Codes(stage, tile), ring.X(stage), small.tables, bias,
+                                      thread, sums);
+  });
+#pragma unroll
+  for (int i = 0; i < kTokens / 2; ++i) sums[i] *= scale[i / 2 % 2];
+  BarrierWait(small.side, 0);
+  if (part == 0 && block.split == 0 && plan.lorc_tiles > 0) {
+    const RowTile place = Locate(args.weights.segments, row_tile);
+    const int max_rank = args.weights.max_rank;
+    AddLorc<kTokens>(small.factor + tile * static_cast<int>(LorcAUnits(max_rank)) * 16,
+                     small.t + tile * kTokens * LorcPitch(max_rank), place.rank, thread, sums);
+  }
+  NamedBarrier(kWarpgroupsBarrier, plan.warpgroups() * 128);  // the ring is empty
+  const int pitch = SumPitch(plan.tiles);
+  StoreSums<kTokens>(sums, base + (part * kTokens * pitch + tile * kTileRows) * 4, pitch, thread);
+}
+
+template <Kind kKind, int kGroups, int kTokens>
+__device__ __forceinline__ void Decode(const DecodeArguments& args) {
+  extern __shared__ uint8_t shared[];
+  const DecodePlan& plan = args.plan;
+  const uint32_t base = static_cast<uint32_t>(RoundUp(SharedAddress(shared), kSharedAlignment));
+  const bool lorc = static_cast<int>(blockIdx.x) < plan.lorc_blocks();
+  const bool loads = static_cast<int>(threadIdx.x) >= plan.warpgroups() * 128;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const DecodeBlock block(args);
+  const SliceStream stream = lorc ? LorcStream(args) : TileStream(args, block);
+  const Ring ring = MakeRing(args, base, lorc);
+  const DecodeSmall small(args, base);
+  Producer producer(stream, ring, &args.x);
+
+  LetNextGridStart();
+  if (loads) {
+    if (lane == 0) {
+      PrefetchTensorMap(&args.x);
+      for (int stage = 0; stage < ring.stages; ++stage) {
+        BarrierInit(ring.Full(stage), 1);
+        BarrierInit(ring.Empty(stage), 4 * ring.tiles);
+      }
+      BarrierInit(small.side, 32 + 1);
+      FenceBarrierInit();
+      FenceAsyncShared();
+      producer.Prologue();
+      if (lorc) {
+        BarrierArrive(small.side);
+      } else {
+        LoadSideWeights(args, block, small);
+      }
+    }
+  } else if (threadIdx.x < kFoldTables) {
+    const FoldTable table = MakeFoldTable(args.weights.format, static_cast<int>(threadIdx.x));
+    SharedStore8(small.tables + threadIdx.x * sizeof(FoldTable), {table.low, table.high});
+  }
+  __syncthreads();
+
+  if (loads) {
+    Load(args, block, small, producer, lorc, lane);
+  } else if (lorc) {
+    MultiplyLorcPiece<kTokens>(args, stream, ring, small.side);
+  } else {
+    MultiplyTile<kKind, kGroups, kTokens>(args, block, stream, ring, small, base);
+  }
+  if (lorc) return;
+
+  const auto meet = [&] {
+    if (plan.splits > 1) {
+      ClusterArrive();
+      ClusterWait();
+    } else {
+      __syncthreads();
+    }
+  };
+  meet();
+  if (!loads) WriteOutputs<kTokens>(args, block, small, base);
+  if (plan.splits > 1) meet();  // others read this block's sums
+}
+
+}  // namespace nibble::w4a8

@@ -1,0 +1,132 @@
+// The ring of slices in shared memory that a decode block's last warp fills and its warpgroups
+// empty.
+#pragma once
+
+#include <cstdint>
+
+#include "quant/kernels/cuda/w4a8/decode_arguments.h"
+#include "quant/kernels/cuda/w4a8/ptx.cuh"
+
+namespace nibble::w4a8 {
+
+// Shared-memory addresses of a block; every stage holds one slice of x and of `tiles` row tiles.
+struct Ring {
+  int stages;
+  int x_bytes;      // of a stage
+  int slice_bytes;  // of one row tile
+  int tiles;
+  uint32_t x;
+  uint32_t codes;
+  uint32_t full;
+  uint32_t empty;
+
+  __device__ uint32_t X(int stage) const { return x + stage * x_bytes; }
+  __device__ uint32_t Codes(int stage, int tile) const {
+    return codes + (stage * tiles + tile) * slice_bytes;
+  }
+  __device__ uint32_t Full(int stage) const { return full + stage * 8; }
+  __device__ uint32_t Empty(int stage) const { return empty + stage * 8; }
+};
+
+// A place in the sequence of stages, which goes round the ring.
+struct RingPlace {
+  int stage = 0;
+  uint32_t round = 0;  // its parity is the barriers'
+
+  __device__ void Advance(int by, int stages) {
+    stage += by;
+    while (stage >= stages) {
+      stage -= stages;
+      round ^= 1;
+    }
+  }
+};
+
+// The slices that pass through a block's ring: step by step, and in each step one of each part.
+struct SliceStream {
+  const uint8_t* weights;  // slice 0 of the first row tile
+  int64_t tile_stride;     // bytes to the next row tile's
+  int last_tile;           // row tiles beyond it repeat it
+  int parts;
+  int part_slices;
+  int first_slice;
+  int slice_count;
+
+  __device__ int Count() const { return parts * part_slices; }
+  // Below 0: the part has fewer slices than others.
+  __device__ int SliceOf(int step, int part) const {
+    const int slice = first_slice + part * part_slices + step;
+    return slice < slice_count ? slice : -1;
+  }
+};
+
+// Fills the ring, by one thread. Weights first, as far as the ring reaches; `Prologue` then returns
+// and x follows once earlier grids have ended.
+class Producer {
+ public:
+  __device__ Producer(const SliceStream& stream, const Ring& ring, const CUtensorMap* x)
+      : stream_(stream), ring_(ring), x_(x), policy_(EvictFirst()) {}
+
+  __device__ void Prologue() {
+    const int filled = min(ring_.stages, stream_.Count());
+    for (int i = 0; i < filled; ++i) LoadWeights(i % stream_.parts, i / stream_.parts, i);
+  }
+
+  __device__ void Run() {
+    const int count = stream_.Count();
+    const int filled = min(ring_.stages, count);
+    for (int i = 0; i < filled; ++i) LoadX(i % stream_.parts, i / stream_.parts, i);
+    int part = filled % stream_.parts;
+    int step = filled / stream_.parts;
+    RingPlace place;
+    for (int i = filled; i < count; ++i) {
+      BarrierWait(ring_.Empty(place.stage), place.round);
+      LoadWeights(part, step, place.stage);
+      LoadX(part, step, place.stage);
+      place.Advance(1, ring_.stages);
+      if (++part == stream_.parts) {
+        part = 0;
+        ++step;
+      }
+    }
+  }
+
+ private:
+  __device__ void LoadWeights(int part, int step, int stage) const {
+    const int slice = stream_.SliceOf(step, part);
+    if (slice < 0) return BarrierArrive(ring_.Full(stage));
+    BarrierArriveExpect(ring_.Full(stage), ring_.x_bytes + ring_.tiles * ring_.slice_bytes);
+    const uint8_t* from = stream_.weights + int64_t{slice} * ring_.slice_bytes;
+    for (int tile = 0; tile < ring_.tiles; ++tile) {
+      BulkLoad(ring_.Codes(stage, tile), from + min(tile, stream_.last_tile) * stream_.tile_stride,
+               ring_.slice_bytes, ring_.Full(stage), policy_);
+    }
+  }
+
+  __device__ void LoadX(int part, int step, int stage) const {
+    const int slice = stream_.SliceOf(step, part);
+    if (slice >= 0) TensorLoad(ring_.X(stage), x_, slice * kSliceCols, 0, ring_.Full(stage));
+  }
+
+  const SliceStream& stream_;
+  const Ring& ring_;
+  const CUtensorMap* x_;
+  uint64_t policy_;
+};
+
+// Calls product(stage) for each slice of `part`, when it has come; every warp frees its stage.
+template <class Product>
+__device__ __forceinline__ void Consume(const SliceStream& stream, const Ring& ring, int part,
+                                        Product&& product) {
+  RingPlace place;
+  place.Advance(part, ring.stages);
+  for (int step = 0; step < stream.part_slices; ++step) {
+    BarrierWait(ring.Full(place.stage), place.round);
+    if (stream.SliceOf(step, part) >= 0) product(place.stage);
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) BarrierArrive(ring.Empty(place.stage));
+    place.Advance(stream.parts, ring.stages);
+  }
+}
+
+}  // namespace nibble::w4a8
