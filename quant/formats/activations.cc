@@ -80,11 +80,11 @@ void RoundAsymmetric(absl::Span<float> row) {
 absl::Status ActivationSpec::Validate() const {
   if (format != Format::kE4M3 && format != Format::kE5M2 && format != Format::kInt8) {
     return absl::InvalidArgumentError(
-        StrCat("activations in ", FormatName(format), "; expected e4m3, e5m2 or int8"));
+        StrCat("activations: found ", FormatName(format), ", expected e4m3, e5m2 or int8"));
   }
   if (asymmetric && format != Format::kInt8) {
     return absl::InvalidArgumentError(
-        StrCat("asymmetric activations in ", FormatName(format), "; expected int8"));
+        StrCat("activations: found asymmetric ", FormatName(format), ", expected int8"));
   }
   return absl::OkStatus();
 }

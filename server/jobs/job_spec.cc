@@ -122,12 +122,6 @@ absl::StatusOr<std::optional<ActivationSpec>> MakeActivations(const v1::JobSpec&
                         .asymmetric = *format == Format::kInt8 && !spec.activations_symmetric()};
 }
 
-bool NeedsCalibration(const v1::JobSpec& spec) {
-  return spec.weights() != v1::FORMAT_NONE &&
-         (spec.method() == v1::METHOD_GPTQ ||
-          (spec.lorc_rank() > 0 && spec.lorc_metric() == v1::LORC_METRIC_INPUT));
-}
-
 absl::Status CheckRange(const v1::CorpusRef& corpus) {
   const bool ranged = corpus.has_first_text() || corpus.has_last_text();
   if (ranged && !corpus.name().ends_with(".jsonl")) {
@@ -149,7 +143,7 @@ absl::StatusOr<CalibrationSpec> MakeCalibration(const v1::JobSpec& spec, const D
   calibration.windows = spec.windows();
   calibration.window_tokens = spec.window();
   if (calibration.windows < 1) return Invalid("windows", StrCat(spec.windows()), "1 or more");
-  if (!spec.has_corpus() && !NeedsCalibration(spec)) return calibration;
+  if (!spec.has_corpus()) return calibration;
   NIBBLE_ASSIGN_OR_RETURN(calibration.corpus, FindCorpus(spec.corpus(), root));
   calibration.first_text = spec.corpus().first_text();
   calibration.last_text = spec.corpus().last_text();
