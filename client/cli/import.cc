@@ -80,7 +80,7 @@ absl::Status ImportHere(const Import& import) {
 absl::Status CheckFree(Client& client, const std::string& name) {
   v1::GetModelRequest request;
   request.set_name(name);
-  const absl::Status status = client.GetModel(request).status();
+  absl::Status status = client.GetModel(request).status();
   if (absl::IsNotFound(status)) return absl::OkStatus();
   if (!status.ok()) return status;
   return absl::AlreadyExistsError(

@@ -193,9 +193,10 @@ absl::Status Upload::CheckContent() const {
   if (spec_.corpus) return absl::OkStatus();
   NIBBLE_RETURN_IF_ERROR(LoadModelConfig(folder_).status());
   NIBBLE_RETURN_IF_ERROR(TensorSource::Open(folder_).status());
-  NIBBLE_RETURN_IF_ERROR(store_.options_.check_model(folder_));
-  return IsArtifact(folder_) ? ReadArtifact(folder_, Verify::kChecksums).status()
-                             : absl::OkStatus();
+  if (IsArtifact(folder_)) {
+    NIBBLE_RETURN_IF_ERROR(ReadArtifact(folder_, Verify::kChecksums).status());
+  }
+  return store_.options_.check_model(folder_);
 }
 
 absl::Status Upload::Commit() {
@@ -205,7 +206,7 @@ absl::Status Upload::Commit() {
                                                 progress_[i].received, " bytes, expected ",
                                                 spec_.files[i].size));
   }
-  if (const absl::Status content = CheckContent(); !content.ok()) {
+  if (absl::Status content = CheckContent(); !content.ok()) {
     NIBBLE_RETURN_IF_ERROR(Discard());  // the same files will never be a model
     return content;
   }

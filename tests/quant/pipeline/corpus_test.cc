@@ -4,6 +4,7 @@
 
 #include <fstream>
 
+#include "quant/base/strings.h"
 #include "tests/fixtures/tiny_llama.h"
 #include "tests/temp_folder.h"
 
