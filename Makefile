@@ -5,7 +5,7 @@ SHELL := /bin/bash
 # A file that includes LibTorch takes up to 3 GiB to compile.
 JOBS ?= $(shell awk -v cores=$$(nproc) '/MemAvailable/ {m = int($$2 / 3145728); if (m < 1) m = 1; print m < cores ? m : cores}' /proc/meminfo)
 
-.PHONY: help deps build demo test lint fuzz cuda wheel clean
+.PHONY: help deps build demo test lint fuzz cuda bench-gpu wheel clean
 
 help:
 	@echo "make demo   install, build, quantize SmolLM2 by a job, evaluate it and stream an answer"
@@ -14,6 +14,7 @@ help:
 	@echo "make lint   clang-format and clang-tidy"
 	@echo "make fuzz   every fuzzer for 60 s"
 	@echo "make cuda   compile the CUDA kernels (needs no GPU)"
+	@echo "make bench-gpu  time the linears beside their peers on a GPU; BENCH_FLAGS: see bench.py --help"
 	@echo "make wheel  build the Python client's wheel into build/wheel"
 	@echo "make clean  remove build/"
 
@@ -42,6 +43,9 @@ fuzz: deps
 cuda:
 	@docker/install-deps --with-cuda
 	docker/build-cuda
+
+bench-gpu: cuda
+	tests/bench/gpu/bench.py --out build/bench-gpu.md $(BENCH_FLAGS)
 
 wheel: deps
 	client/python/make-wheel build/wheel

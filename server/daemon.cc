@@ -6,6 +6,7 @@
 #include <grpcpp/server_builder.h>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <chrono>
 #include <filesystem>
 #include <map>
@@ -15,6 +16,7 @@
 
 #include "quant/base/status_macros.h"
 #include "quant/base/strings.h"
+#include "server/ops/resources.h"
 
 namespace nibble {
 namespace {
@@ -52,11 +54,15 @@ std::vector<std::string> WorkerCommand(const Config& config) {
           config.log_level};
 }
 
+int WorkerThreads(const Config& config) {
+  if (config.worker_threads > 0) return config.worker_threads;
+  return static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+}
+
 // LibTorch reads its number of threads when it is loaded; the daemon's own must not be inherited.
 std::vector<std::string> WorkerEnvironment(const Config& config) {
   if (config.worker_threads == 0 && config.serve_threads == 0) return {};
-  const unsigned all = std::thread::hardware_concurrency();
-  return {StrCat("OMP_NUM_THREADS=", config.worker_threads == 0 ? all : config.worker_threads)};
+  return {StrCat("OMP_NUM_THREADS=", WorkerThreads(config))};
 }
 
 }  // namespace
@@ -78,7 +84,10 @@ Daemon::Daemon(const Config& config, DataRootLock lock, std::unique_ptr<JobStore
       lock_(std::move(lock)),
       store_(std::move(store)),
       registry_({.root = config.root, .kv_bytes = config.kv_bytes}),
-      quantization_({.root = config.root, .wake_worker = [this] { supervisor_->WakeWorker(); }},
+      quantization_({.root = config.root,
+                     .place = {.device = {}, .threads = WorkerThreads(config)},
+                     .resources = [folder = config.root.folder] { return FindResources(folder); },
+                     .wake_worker = [this] { supervisor_->WakeWorker(); }},
                     *store_, names_, notifier_, metrics_),
       models_(registry_, *store_, names_, config.quota_bytes, metrics_),
       inference_(registry_, metrics_),

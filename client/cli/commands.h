@@ -23,6 +23,7 @@ struct Context {
 
 void AddJobs(CLI::App& app, Context& context);
 void AddSubmit(CLI::App& jobs, Context& context);
+void AddEstimate(CLI::App& jobs, Context& context);
 void AddModels(CLI::App& app, Context& context);
 void AddCorpora(CLI::App& app, Context& context);
 void AddGenerate(CLI::App& app, Context& context);

@@ -183,6 +183,7 @@ void AddJobs(CLI::App& app, Context& context) {
                               "  nibble jobs list\n  nibble jobs submit --help");
   jobs->require_subcommand(1);
   AddSubmit(*jobs, context);
+  AddEstimate(*jobs, context);
   AddList(*jobs, context);
   AddGet(*jobs, context);
   AddWatch(*jobs, context);

@@ -1,10 +1,12 @@
-// `nibble jobs submit`: one option for each field of JobSpec.
+// `nibble jobs submit` and `nibble jobs estimate`: one option for each field of JobSpec.
 #include <map>
 #include <memory>
 
 #include "client/cli/commands.h"
+#include "client/cli/output.h"
 #include "client/cli/watch.h"
 #include "quant/base/status_macros.h"
+#include "quant/base/strings.h"
 
 namespace nibble {
 namespace {
@@ -61,8 +63,6 @@ void AddNames(CLI::App& command, const Shared& job) {
   AddValue<std::string>(command, "--output", "Name of the artifact to make; it must be free",
                         [job](const std::string& name) { job->spec().set_output(name); })
       ->required();
-  AddValue<std::string>(command, "--request-id", "Makes the submission safe to repeat",
-                        [job](const std::string& id) { job->request.set_request_id(id); });
   AddValue<int32_t>(command, "--priority", "Higher runs first; 0 is normal",
                     [job](int32_t priority) { job->spec().set_priority(priority); });
 }
@@ -133,6 +133,31 @@ absl::Status Submit(Client& client, const Context& context, const Submission& jo
   return Watch(client, context, submitted.id(), 0);
 }
 
+// Every option of the spec.
+void AddSpec(CLI::App& command, const Shared& job) {
+  AddNames(command, job);
+  AddFormats(command, job);
+  AddMethod(command, job);
+  AddCalibration(command, job);
+}
+
+absl::Status Estimate(Client& client, const Context& context, const v1::JobSpec& spec) {
+  v1::EstimateJobRequest request;
+  *request.mutable_spec() = spec;
+  NIBBLE_ASSIGN_OR_RETURN(const v1::JobEstimate estimate, client.EstimateJob(request));
+  if (context.json) return PrintJson(estimate, context.terminal.out);
+  PrintTable({{"WHAT", "ESTIMATE"},
+              {"host memory", HumanBytes(estimate.host_memory_bytes())},
+              {"device memory", HumanBytes(estimate.device_memory_bytes())},
+              {"disk while it runs", HumanBytes(estimate.disk_bytes())},
+              {"artifact", HumanBytes(estimate.artifact_bytes())},
+              {"time", HumanSeconds(estimate.seconds())},
+              {"bits per weight", Fixed(estimate.linear_bits_per_weight(), 3)},
+              {"fits", estimate.fits() ? "yes" : StrCat("no: ", estimate.reason())}},
+             context.terminal.out);
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 void AddSubmit(CLI::App& jobs, Context& context) {
@@ -144,13 +169,26 @@ void AddSubmit(CLI::App& jobs, Context& context) {
       "  nibble jobs submit --model opt --output opt-int8 --weights int8 --activations none \\\n"
       "    --method rtn");
   auto job = std::make_shared<Submission>();
-  AddNames(*submit, job);
-  AddFormats(*submit, job);
-  AddMethod(*submit, job);
-  AddCalibration(*submit, job);
+  AddSpec(*submit, job);
+  AddValue<std::string>(*submit, "--request-id", "Makes the submission safe to repeat",
+                        [job](const std::string& id) { job->request.set_request_id(id); });
   submit->add_flag("--wait", job->wait, "Show its progress; exit status 1 unless it succeeds");
   submit->callback([&context, job] {
     context.action = [&context, job](Client& client) { return Submit(client, context, *job); };
+  });
+}
+
+void AddEstimate(CLI::App& jobs, Context& context) {
+  CLI::App* estimate =
+      AddCommand(jobs, "estimate", "What a job would need, without queueing it: memory, disk, time",
+                 "  nibble jobs estimate --model smollm2 --output smollm2-w4a8 --weights e2m1 \\\n"
+                 "    --activations e4m3 --group-size 64 --lorc-rank 8 --corpus calibration.jsonl");
+  auto job = std::make_shared<Submission>();
+  AddSpec(*estimate, job);
+  estimate->callback([&context, job] {
+    context.action = [&context, job](Client& client) {
+      return Estimate(client, context, job->spec());
+    };
   });
 }
 

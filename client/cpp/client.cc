@@ -80,6 +80,10 @@ absl::StatusOr<v1::Job> Client::SubmitJob(const v1::SubmitJobRequest& request) {
   return Call(stubs_->quantization, &v1::QuantizationService::Stub::SubmitJob, request);
 }
 
+absl::StatusOr<v1::JobEstimate> Client::EstimateJob(const v1::EstimateJobRequest& request) {
+  return Call(stubs_->quantization, &v1::QuantizationService::Stub::EstimateJob, request);
+}
+
 absl::StatusOr<v1::Job> Client::GetJob(const v1::GetJobRequest& request) {
   return Call(stubs_->quantization, &v1::QuantizationService::Stub::GetJob, request);
 }

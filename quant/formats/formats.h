@@ -143,6 +143,8 @@ struct QuantizedMatrix {
   double BitsPerWeight() const;
 };
 
+// Bytes of all buffers of such a matrix.
+int64_t StoredBytes(const WeightSpec& spec, int64_t rows, int64_t cols);
 // An empty matrix with every buffer sized for `spec`.
 QuantizedMatrix MakeQuantizedMatrix(const WeightSpec& spec, int64_t rows, int64_t cols);
 // Stores one row: codes[cols] one per byte, and its scales.

@@ -170,9 +170,17 @@ void QuantizedMatrix::DequantizeRow(int64_t row, absl::Span<float> out) const {
 }
 
 double QuantizedMatrix::BitsPerWeight() const {
-  const size_t bytes = codes.size() + 4 * scale.size() + exponent.size() + 4 * row_scale.size() +
-                       k.size() + zero.size();
-  return 8.0 * static_cast<double>(bytes) / (static_cast<double>(rows) * static_cast<double>(cols));
+  return 8.0 * static_cast<double>(StoredBytes(spec, rows, cols)) /
+         (static_cast<double>(rows) * static_cast<double>(cols));
+}
+
+int64_t StoredBytes(const WeightSpec& spec, int64_t rows, int64_t cols) {
+  const int64_t groups = GroupCount(cols, spec.group_size);
+  const int64_t zeros = spec.asymmetric ? groups : 0;
+  int64_t scales = 4 * groups;
+  if (spec.constraint == ScaleConstraint::kM1) scales = groups;
+  if (spec.constraint == ScaleConstraint::kM2) scales = 4 + (groups + 1) / 2;
+  return rows * (PackedBytes(spec.format, cols) + scales + zeros);
 }
 
 QuantizedMatrix MakeQuantizedMatrix(const WeightSpec& spec, int64_t rows, int64_t cols) {

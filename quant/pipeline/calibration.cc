@@ -1,5 +1,6 @@
 #include "quant/pipeline/calibration.h"
 
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <utility>
@@ -12,7 +13,6 @@
 namespace nibble {
 namespace {
 
-// Tokens of calibration windows that go through a layer at once.
 constexpr int64_t kBatchTokens = 4096;
 
 std::vector<Batch> MakeBatches(const std::vector<std::vector<int32_t>>& windows) {
@@ -20,7 +20,7 @@ std::vector<Batch> MakeBatches(const std::vector<std::vector<int32_t>>& windows)
   for (const std::vector<int32_t>& window : windows) {
     const int64_t length = static_cast<int64_t>(window.size());
     if (batches.empty() ||
-        static_cast<int64_t>(batches.back().tokens.size()) + length > kBatchTokens) {
+        static_cast<int64_t>(batches.back().tokens.size()) + length > BatchTokens(length)) {
       batches.emplace_back();
     }
     Batch& batch = batches.back();
@@ -42,6 +42,10 @@ absl::StatusOr<std::vector<std::vector<int32_t>>> ReadWindows(
 }
 
 }  // namespace
+
+int64_t BatchTokens(int64_t window_tokens) {
+  return std::max<int64_t>(1, kBatchTokens / window_tokens) * window_tokens;
+}
 
 absl::StatusOr<Calibration> Calibration::Embed(const CalibrationSpec& spec,
                                                const std::filesystem::path& checkpoint,

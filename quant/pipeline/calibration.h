@@ -18,6 +18,9 @@ namespace nibble {
 // Called between the steps of a layer; a status stops the work with it.
 using Step = std::function<absl::Status()>;
 
+// Tokens of the windows that go through a layer at once; at least one window's.
+int64_t BatchTokens(int64_t window_tokens);
+
 // Windows go through a layer in fixed batches, so that sums come out the same every time. One made
 // by default has no windows.
 class Calibration {

@@ -2,7 +2,6 @@
 
 #include <ATen/ATen.h>
 #include <c10/core/InferenceMode.h>
-#include <sys/resource.h>
 
 #include <memory>
 #include <set>
@@ -10,6 +9,7 @@
 
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "quant/base/process.h"
 #include "quant/base/status_macros.h"
 #include "quant/base/strings.h"
 #include "quant/base/torch_status.h"
@@ -27,12 +27,6 @@ namespace nibble {
 namespace {
 
 namespace fs = std::filesystem;
-
-int64_t PeakHostBytes() {
-  rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
-  return int64_t{usage.ru_maxrss} * 1024;
-}
 
 class ModelQuantizer {
  public:
@@ -134,7 +128,7 @@ class ModelQuantizer {
                              .weights = quantized.weights,
                              .bits = quantized.bits,
                              .seconds = absl::ToDoubleSeconds(absl::Now() - began),
-                             .peak_host_bytes = PeakHostBytes(),
+                             .peak_host_bytes = PeakResidentBytes(),
                              .peak_device_bytes = 0};
     NIBBLE_RETURN_IF_ERROR(writer.FinishLayer(report, quantized.tensors));
     report_.AddLayer(report);

@@ -12,11 +12,11 @@
 #include "quant/base/status_macros.h"
 #include "quant/base/strings.h"
 #include "quant/pipeline/corpus.h"
+#include "server/jobs/admission.h"
 #include "server/jobs/job_spec.h"
 #include "server/ops/grpc_status.h"
 #include "server/registry/model_folder.h"
 #include "server/services/job_messages.h"
-#include "server/services/not_served.h"
 #include "server/services/pages.h"
 #include "server/services/watch_job.h"
 
@@ -117,6 +117,18 @@ QuantizationService::QuantizationService(Options options, JobStore& store, absl:
       notifier_(notifier),
       metrics_(metrics) {}
 
+absl::StatusOr<QuantizationService::CheckedJob> QuantizationService::Check(
+    const v1::JobSpec& spec) const {
+  CheckedJob job;
+  NIBBLE_ASSIGN_OR_RETURN(job.spec, FillDefaults(spec, options_.root));
+  NIBBLE_ASSIGN_OR_RETURN(const JobPlan plan, MakeJobPlan(job.spec, options_.root));
+  NIBBLE_RETURN_IF_ERROR(CheckOutputIsFree(options_.root, job.spec.output()));
+  NIBBLE_RETURN_IF_ERROR(CheckWindows(plan));
+  NIBBLE_ASSIGN_OR_RETURN(job.estimate,
+                          EstimateQuantize(plan.spec, plan.checkpoint, options_.place));
+  return job;
+}
+
 absl::StatusOr<Job> QuantizationService::Submit(const v1::SubmitJobRequest& request) {
   NIBBLE_RETURN_IF_ERROR(CheckLabels(request));
   NewJob submitted;
@@ -126,10 +138,10 @@ absl::StatusOr<Job> QuantizationService::Submit(const v1::SubmitJobRequest& requ
                           store_.FindRequest(submitted.request_id, submitted.request));
   if (known.has_value()) return *std::move(known);
 
-  NIBBLE_ASSIGN_OR_RETURN(const v1::JobSpec spec, FillDefaults(request.spec(), options_.root));
-  NIBBLE_ASSIGN_OR_RETURN(const JobPlan plan, MakeJobPlan(spec, options_.root));
-  NIBBLE_RETURN_IF_ERROR(CheckOutputIsFree(options_.root, spec.output()));
-  NIBBLE_RETURN_IF_ERROR(CheckWindows(plan));
+  NIBBLE_ASSIGN_OR_RETURN(const CheckedJob job, Check(request.spec()));
+  NIBBLE_ASSIGN_OR_RETURN(const Resources resources, options_.resources());
+  NIBBLE_RETURN_IF_ERROR(CheckFits(job.estimate, resources));
+  const v1::JobSpec& spec = job.spec;
   submitted.spec = Deterministic(spec);
   submitted.model = spec.model();
   submitted.output = spec.output();
@@ -239,10 +251,34 @@ grpc::ServerUnaryReactor* QuantizationService::DeleteJob(grpc::CallbackServerCon
   return Answer(context, timer, status);
 }
 
+absl::StatusOr<v1::JobEstimate> QuantizationService::Estimate(
+    const v1::EstimateJobRequest& request) const {
+  NIBBLE_ASSIGN_OR_RETURN(const CheckedJob job, Check(request.spec()));
+  NIBBLE_ASSIGN_OR_RETURN(const Resources resources, options_.resources());
+  const absl::Status fits = CheckFits(job.estimate, resources);
+  v1::JobEstimate message;
+  message.set_fits(fits.ok());
+  message.set_reason(std::string(fits.message()));
+  message.set_device_memory_bytes(job.estimate.device_bytes);
+  message.set_host_memory_bytes(job.estimate.host_bytes);
+  message.set_disk_bytes(job.estimate.disk_bytes);
+  message.set_seconds(job.estimate.seconds);
+  message.set_artifact_bytes(job.estimate.artifact_bytes);
+  message.set_linear_bits_per_weight(job.estimate.linear_bits_per_weight);
+  return message;
+}
+
 grpc::ServerUnaryReactor* QuantizationService::EstimateJob(grpc::CallbackServerContext* context,
-                                                           const v1::EstimateJobRequest*,
-                                                           v1::JobEstimate*) {
-  return UnaryNotServed(context, metrics_, "EstimateJob");
+                                                           const v1::EstimateJobRequest* request,
+                                                           v1::JobEstimate* response) {
+  auto timer = std::make_shared<RpcTimer>(metrics_, "EstimateJob");
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  submissions_.Run([this, timer, reactor, request, response] {
+    const absl::StatusOr<v1::JobEstimate> estimate = Estimate(*request);
+    if (estimate.ok()) *response = *estimate;
+    reactor->Finish(timer->Done(ToGrpcStatus(estimate.status())));
+  });
+  return reactor;
 }
 
 }  // namespace nibble

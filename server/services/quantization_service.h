@@ -7,10 +7,12 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "nibble/v1/quantization.grpc.pb.h"
+#include "quant/pipeline/estimate.h"
 #include "server/jobs/job_notifier.h"
 #include "server/jobs/job_store.h"
 #include "server/ops/metrics.h"
 #include "server/ops/names.h"
+#include "server/ops/resources.h"
 #include "server/ops/task_thread.h"
 
 namespace nibble {
@@ -20,7 +22,9 @@ class QuantizationService : public v1::QuantizationService::CallbackService {
  public:
   struct Options {
     DataRoot root;
-    std::function<void()> wake_worker = [] {};  // a job was submitted or cancelled
+    Place place;                                           // where a worker runs jobs
+    std::function<absl::StatusOr<Resources>()> resources;  // that a worker has
+    std::function<void()> wake_worker = [] {};             // a job was submitted or cancelled
   };
   // `names` is held while a name is checked and taken.
   QuantizationService(Options options, JobStore& store, absl::Mutex& names, JobNotifier& notifier,
@@ -47,7 +51,14 @@ class QuantizationService : public v1::QuantizationService::CallbackService {
                                         v1::JobEstimate* response) override;
 
  private:
+  // A spec that may be queued, its defaults filled in, and what it needs.
+  struct CheckedJob {
+    v1::JobSpec spec;
+    QuantizeEstimate estimate;
+  };
+  absl::StatusOr<CheckedJob> Check(const v1::JobSpec& spec) const;
   absl::StatusOr<Job> Submit(const v1::SubmitJobRequest& request);
+  absl::StatusOr<v1::JobEstimate> Estimate(const v1::EstimateJobRequest& request) const;
   // Unless another request has taken the output or removed the model meanwhile.
   absl::StatusOr<JobStore::Submitted> Store(const NewJob& submitted) ABSL_LOCKS_EXCLUDED(names_);
   absl::StatusOr<Job> Cancel(const std::string& id) ABSL_LOCKS_EXCLUDED(names_);

@@ -330,6 +330,57 @@ TEST_F(DaemonTest, AKilledDaemonsJobGoesOnWithTheNextOne) {
   EXPECT_EQ(Get(job.id()).attempt(), 2);
 }
 
+TEST_F(DaemonTest, AnEstimateTellsWhatTheJobThenTakes) {
+  const v1::SubmitJobRequest request = Request("out", kFewWindows);
+  v1::EstimateJobRequest question;
+  *question.mutable_spec() = request.spec();
+  v1::JobEstimate estimate;
+  {
+    grpc::ClientContext context;
+    const grpc::Status status = stub_->EstimateJob(&context, question, &estimate);
+    ASSERT_TRUE(status.ok()) << status.error_message();
+  }
+  EXPECT_TRUE(estimate.fits()) << estimate.reason();
+  EXPECT_EQ(estimate.reason(), "");
+  EXPECT_EQ(estimate.device_memory_bytes(), 0);
+  EXPECT_GT(estimate.seconds(), 0);
+  const v1::Job job = MustSubmit(request);
+  const v1::JobSummary summary = Watch(job.id(), 0).back().summary();
+  EXPECT_GE(estimate.host_memory_bytes(), summary.peak_host_bytes());
+  EXPECT_GE(estimate.artifact_bytes(), summary.artifact_bytes());
+  EXPECT_GE(estimate.disk_bytes(), summary.artifact_bytes());
+  EXPECT_DOUBLE_EQ(estimate.linear_bits_per_weight(), summary.linear_bits_per_weight());
+
+  // The name is taken by now: an estimate's errors are a submission's.
+  grpc::ClientContext context;
+  EXPECT_EQ(stub_->EstimateJob(&context, question, &estimate).error_code(),
+            grpc::StatusCode::ALREADY_EXISTS);
+}
+
+TEST_F(DaemonTest, AJobThatNoMachineHoldsIsAnEstimateAndARefusedSubmission) {
+  // down_proj's H has 7 10^10 numbers: terabytes in f64.
+  const TinyLlama wide = {.hidden = 8, .layers = 1, .kv_heads = 1, .intermediate = 262'144};
+  ASSERT_TRUE(WriteTinyLlama(wide, root() / "models" / "wide").ok());
+  v1::SubmitJobRequest request = Request("out", kFewWindows);
+  request.mutable_spec()->set_model("wide");
+  v1::EstimateJobRequest question;
+  *question.mutable_spec() = request.spec();
+  v1::JobEstimate estimate;
+  grpc::ClientContext context;
+  ASSERT_TRUE(stub_->EstimateJob(&context, question, &estimate).ok());
+  EXPECT_FALSE(estimate.fits());
+  EXPECT_THAT(estimate.reason(), HasSubstr("host memory: found "));
+  EXPECT_GT(estimate.host_memory_bytes(), int64_t{2} << 40);
+  v1::Job job;
+  const grpc::Status status = Submit(request, job);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(status.error_message(), estimate.reason());
+  // Rounding to nearest needs no H.
+  request.mutable_spec()->set_method(v1::METHOD_RTN);
+  request.mutable_spec()->clear_corpus();
+  EXPECT_EQ(Watch(MustSubmit(request).id(), 0).back().state(), v1::JOB_STATE_SUCCEEDED);
+}
+
 TEST_F(DaemonTest, SubmissionIsIdempotentByRequestId) {
   v1::SubmitJobRequest request = Request("out", kFewWindows);
   request.set_request_id("r1");

@@ -129,6 +129,44 @@ TEST_F(CliTest, SubmitLeavesDefaultsToTheServer) {
   EXPECT_TRUE(MessageDifferencer::Equals(spec, expected)) << spec.DebugString();
 }
 
+TEST_F(CliTest, EstimateTakesSubmitsOptionsAndPrintsATable) {
+  server_.quantization.estimate = Parse<v1::JobEstimate>(R"pb(
+    fits: false
+    reason: "host memory: found 1, expected 2"
+    host_memory_bytes: 1610612736
+    disk_bytes: 2048
+    artifact_bytes: 1024
+    seconds: 75
+    linear_bits_per_weight: 4.25)pb");
+  const std::vector<std::string> line = {
+      "jobs", "estimate",      "--model", "m",           "--output", "o",        "--weights",
+      "e2m1", "--activations", "e4m3",    "--lorc-rank", "8",        "--corpus", "c.txt"};
+  const Result result = Run(line);
+  EXPECT_EQ(result.exit, 0) << result.err;
+  const auto expected = Parse<v1::JobSpec>(R"pb(
+    model: "m"
+    output: "o"
+    weights: FORMAT_E2M1
+    activations: ACTIVATION_FORMAT_E4M3
+    lorc_rank: 8
+    corpus { name: "c.txt" })pb");
+  const v1::JobSpec& spec = server_.quantization.estimated.spec();
+  EXPECT_TRUE(MessageDifferencer::Equals(spec, expected)) << spec.DebugString();
+  EXPECT_EQ(result.out,
+            "WHAT                ESTIMATE\n"
+            "host memory         1.5 GiB\n"
+            "device memory       0 B\n"
+            "disk while it runs  2.0 KiB\n"
+            "artifact            1.0 KiB\n"
+            "time                1:15\n"
+            "bits per weight     4.250\n"
+            "fits                no: host memory: found 1, expected 2\n");
+
+  std::vector<std::string> json = line;
+  json.push_back("--json");
+  EXPECT_THAT(Run(json).out, HasSubstr("\"host_memory_bytes\":\"1610612736\""));
+}
+
 TEST_F(CliTest, ARefusalIsOneSentenceAndExitStatusOne) {
   server_.quantization.submit_status = {grpc::StatusCode::INVALID_ARGUMENT,
                                         "group_size: found 0, expected 16"};

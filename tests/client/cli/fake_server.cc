@@ -20,6 +20,14 @@ grpc::Status FakeQuantization::SubmitJob(grpc::ServerContext*, const v1::SubmitJ
   return submit_status;
 }
 
+grpc::Status FakeQuantization::EstimateJob(grpc::ServerContext*,
+                                           const v1::EstimateJobRequest* request,
+                                           v1::JobEstimate* response) {
+  estimated = *request;
+  *response = estimate;
+  return grpc::Status::OK;
+}
+
 grpc::Status FakeQuantization::ListJobs(grpc::ServerContext*, const v1::ListJobsRequest* request,
                                         v1::ListJobsResponse* response) {
   *response = pages[request->page().token()];

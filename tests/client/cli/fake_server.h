@@ -25,6 +25,8 @@ struct Stream {
 struct FakeQuantization : v1::QuantizationService::Service {
   grpc::Status SubmitJob(grpc::ServerContext*, const v1::SubmitJobRequest* request,
                          v1::Job* job) override;
+  grpc::Status EstimateJob(grpc::ServerContext*, const v1::EstimateJobRequest* request,
+                           v1::JobEstimate* response) override;
   grpc::Status ListJobs(grpc::ServerContext*, const v1::ListJobsRequest* request,
                         v1::ListJobsResponse* response) override;
   grpc::Status WatchJob(grpc::ServerContext*, const v1::WatchJobRequest* request,
@@ -32,6 +34,8 @@ struct FakeQuantization : v1::QuantizationService::Service {
 
   grpc::Status submit_status;
   v1::SubmitJobRequest submitted;
+  v1::EstimateJobRequest estimated;
+  v1::JobEstimate estimate;
   // One for each call of WatchJob, in order.
   std::deque<Stream<v1::JobEvent>> watches;
   std::vector<v1::WatchJobRequest> watched;

@@ -36,6 +36,19 @@ class PythonClientTest(unittest.TestCase):
             corpus="short.txt", windows=4, window=64, request_id="first", timeout=60)
         self.assertEqual(again.id, self.job.id)
 
+    def test_an_estimate_tells_what_the_job_took(self):
+        estimate = self.client.estimate(
+            model="tiny", output="tiny-again", weights="e2m1", activations="e4m3", group_size=32,
+            corpus="short.txt", windows=4, window=64, timeout=60)
+        summary = self.finished.summary
+        self.assertTrue(estimate.fits, estimate.reason)
+        self.assertGreaterEqual(estimate.host_memory_bytes, summary.peak_host_bytes)
+        self.assertGreaterEqual(estimate.disk_bytes, summary.artifact_bytes)
+        self.assertEqual(estimate.linear_bits_per_weight, summary.linear_bits_per_weight)
+        with self.assertRaises(NibbleError) as refused:
+            self.client.estimate(model="none", output="x", weights="e2m1", activations="none")
+        self.assertIs(refused.exception.code, grpc.StatusCode.NOT_FOUND)
+
     def test_watching_goes_on_from_a_sequence(self):
         rest = list(self.client.watch(self.job.id, after_sequence=self.events[-2].sequence))
         self.assertEqual([event.sequence for event in rest], [self.events[-1].sequence])

@@ -9,8 +9,7 @@ namespace nibble::w4a8 {
 namespace {
 
 // The counters of LorcWorkspace: done, seen and one a LoRC tile.
-constexpr int64_t kCounterBytes = 256;
-static_assert(kMaxSegments * LorcTiles(kMaxRank) + 2 <= kCounterBytes / 4);
+static_assert(kMaxSegments * LorcTiles(kMaxRank) + 2 <= kWorkspaceCounterBytes / 4);
 
 int64_t LorcSumBytes(const DecodePlan& plan) {
   return int64_t{plan.lorc_blocks()} * kTileRows * plan.token_tile * sizeof(float);
@@ -20,11 +19,12 @@ LorcWorkspace MakeLorcWorkspace(const DecodePlan& plan, void* workspace) {
   if (plan.lorc_tiles == 0) return {};
   auto* bytes = static_cast<uint8_t*>(workspace);
   auto* counters = static_cast<uint32_t*>(workspace);
-  return {.done = counters,
-          .seen = counters + 1,
-          .pieces = counters + 2,
-          .sums = reinterpret_cast<float*>(bytes + kCounterBytes),
-          .t = reinterpret_cast<__nv_bfloat16*>(bytes + kCounterBytes + LorcSumBytes(plan))};
+  return {
+      .done = counters,
+      .seen = counters + 1,
+      .pieces = counters + 2,
+      .sums = reinterpret_cast<float*>(bytes + kWorkspaceCounterBytes),
+      .t = reinterpret_cast<__nv_bfloat16*>(bytes + kWorkspaceCounterBytes + LorcSumBytes(plan))};
 }
 
 absl::StatusOr<DecodeKernelPointer> FindKernel(const DecodePlan& plan,
@@ -85,7 +85,7 @@ LinearShape ShapeOf(const PreparedLinear& weights, int64_t tokens) {
 size_t DecodeWorkspaceBytes(const PreparedLinear& weights, int64_t tokens) {
   if (weights.ranks == 0) return 0;
   const DecodePlan plan = PlanDecode(ShapeOf(weights, tokens));
-  return kCounterBytes + LorcSumBytes(plan) +
+  return kWorkspaceCounterBytes + LorcSumBytes(plan) +
          int64_t{weights.ranks} * plan.token_tile * sizeof(__nv_bfloat16);
 }
 

@@ -189,4 +189,8 @@ NIBBLE_HOST_DEVICE constexpr int LorcSliceBytes(int bands) {
 }
 inline constexpr int kLorcSliceBytes = 2 * kLorcTileRanks * kSliceCols;  // the largest
 
+// The workspace of a launch begins with counters, which are zero between launches; the rest holds
+// nothing then.
+inline constexpr int64_t kWorkspaceCounterBytes = 64 * 1024;
+
 }  // namespace nibble::w4a8

@@ -5,6 +5,7 @@
 #include "quant/kernels/cuda/launch.h"
 #include "quant/kernels/cuda/w4a8/decode.h"
 #include "quant/kernels/cuda/w4a8/linear.h"
+#include "quant/kernels/cuda/w4a8/wide.h"
 
 namespace nibble::w4a8 {
 namespace {
@@ -27,7 +28,9 @@ absl::Status CheckCall(const PreparedLinear& weights, const LinearCall& call) {
   NIBBLE_RETURN_IF_ERROR(CheckPointer("weights", weights.slices, 256));
   NIBBLE_RETURN_IF_ERROR(CheckPointer("x", call.x, 16));
   NIBBLE_RETURN_IF_ERROR(CheckPointer("x_scale", call.x_scale, 4));
-  if (weights.ranks > 0) NIBBLE_RETURN_IF_ERROR(CheckPointer("workspace", call.workspace, 256));
+  if (WorkspaceBytes(weights, call.tokens) > 0) {
+    NIBBLE_RETURN_IF_ERROR(CheckPointer("workspace", call.workspace, 256));
+  }
   if (call.y != nullptr) return CheckPointer("y", call.y, 16);
   return CheckPointer("y_f32", call.y_f32, 16);
 }
@@ -44,14 +47,22 @@ LinearCall Part(const PreparedLinear& weights, const LinearCall& call, int64_t f
   return part;
 }
 
+// What the fold can't take runs as decode, 64 tokens at a time.
+bool IsWide(const PreparedLinear& weights, int64_t tokens) {
+  return tokens > kDecodeTokens && weights.kind == Kind::kFolded;
+}
+
 }  // namespace
 
 size_t WorkspaceBytes(const PreparedLinear& weights, int64_t tokens) {
-  return DecodeWorkspaceBytes(weights, std::min<int64_t>(tokens, kDecodeTokens));
+  const size_t decode = DecodeWorkspaceBytes(weights, std::min<int64_t>(tokens, kDecodeTokens));
+  if (!IsWide(weights, tokens)) return decode;
+  return std::max(decode, WideWorkspaceBytes(weights, tokens));
 }
 
 absl::Status Launch(const PreparedLinear& weights, const LinearCall& call, cudaStream_t stream) {
   NIBBLE_RETURN_IF_ERROR(CheckCall(weights, call));
+  if (IsWide(weights, call.tokens)) return LaunchWide(weights, call, stream);
   for (int64_t first = 0; first < call.tokens; first += kDecodeTokens) {
     const LinearCall part =
         Part(weights, call, first, std::min<int64_t>(kDecodeTokens, call.tokens - first));

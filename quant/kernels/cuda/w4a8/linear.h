@@ -84,8 +84,9 @@ struct LinearCall {
   bool overlap_previous = false;
 };
 
-// The workspace's bytes, 0 without LoRC. Zero it once (cudaMemset) before its first use; launches
-// in one stream may share it.
+// Bytes of a workspace for launches of up to `tokens` tokens. Zero it once (cudaMemset) before its
+// first use; launches in one stream may share it, whatever their weights. From 1,024 tokens on it
+// holds the expanded weights, one byte each; otherwise it is 0 without LoRC.
 size_t WorkspaceBytes(const PreparedLinear& weights, int64_t tokens);
 
 // INVALID_ARGUMENT "<field>: found <found>, expected <expected>".

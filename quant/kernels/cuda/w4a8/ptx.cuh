@@ -40,6 +40,17 @@ __device__ __forceinline__ void BarrierArriveCluster(uint32_t barrier, uint32_t 
       : "memory");
 }
 
+// The same by who has only read: what it wrote before need not be seen after. (A release by the
+// cluster costs a fence of all memory.)
+__device__ __forceinline__ void BarrierArriveClusterAsReader(uint32_t barrier, uint32_t rank) {
+  asm volatile(
+      "{.reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [remote];}" ::"r"(barrier),
+      "r"(rank)
+      : "memory");
+}
+
 // Arrives and announces `bytes` that the copy engine will bring.
 __device__ __forceinline__ void BarrierArriveExpect(uint32_t barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
@@ -94,6 +105,16 @@ __device__ __forceinline__ void BulkLoad(uint32_t to, const void* from, uint32_t
       : "memory");
 }
 
+// The same without a hint: for data that other blocks read too.
+__device__ __forceinline__ void BulkLoad(uint32_t to, const void* from, uint32_t bytes,
+                                         uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(to),
+      "l"(from), "r"(bytes), "r"(barrier)
+      : "memory");
+}
+
 // The box of `map` whose first element is (x, y), x the fastest dimension; elements outside of the
 // tensor are zeros.
 __device__ __forceinline__ void TensorLoad(uint32_t to, const CUtensorMap* map, int x, int y,
@@ -124,6 +145,12 @@ __device__ __forceinline__ void PrefetchTensorMap(const CUtensorMap* map) {
 // the tensor cores.
 __device__ __forceinline__ void FenceAsyncShared() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// Orders this thread's ordinary accesses to global memory and those of the copy engine: between
+// ordinary stores and the release that announces them, and between its acquire and the copies.
+__device__ __forceinline__ void FenceAsyncGlobal() {
+  asm volatile("fence.proxy.async.global;" ::: "memory");
 }
 
 // --- Shared memory by address.
@@ -166,6 +193,14 @@ __device__ __forceinline__ void SharedStore8(uint32_t at, uint2 v) {
 __device__ __forceinline__ void SharedStore16(uint32_t at, float4 v) {
   asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(at), "f"(v.x), "f"(v.y), "f"(v.z),
                "f"(v.w)
+               : "memory");
+}
+
+// Four 8 x 8 matrices of 16 bits, each turned: register i of lane l holds row l / 4, columns
+// 2 (l % 4), + 1 of matrix i; lane 8 i + c gives the address of the 16 bytes of its column c.
+__device__ __forceinline__ void SharedStoreTransposed(uint32_t at, const uint4& matrices) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at),
+               "r"(matrices.x), "r"(matrices.y), "r"(matrices.z), "r"(matrices.w)
                : "memory");
 }
 
@@ -256,6 +291,19 @@ __device__ __forceinline__ void AcquireRegisters() {
 __device__ __forceinline__ void MmaBf16(float (&d)[4], const uint4& a, uint32_t b0, uint32_t b1) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+}
+
+// D[16][8] += A[16][32] * B[8][32]^T, E4M3 with f32 sums; Hopper runs it as half precision, slowly.
+// Lane l, g = l / 4, c = l % 4:
+//   a  rows g, g + 8, g, g + 8; columns 4c..4c + 3, from the third register on + 16
+//   b  row g; columns 4c..4c + 3, in the second register + 16
+//   d  as MmaBf16
+__device__ __forceinline__ void MmaE4M3(float (&d)[4], const uint4& a, uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));

@@ -1,0 +1,119 @@
+// The peak of a job's memory: what each phase holds at once, as the pipeline allocates it.
+#include <algorithm>
+
+#include "quant/pipeline/job_shapes.h"
+
+namespace nibble {
+namespace {
+
+constexpr int64_t kMiB = int64_t{1} << 20;
+
+// A process with LibTorch, its libraries' buffers and a spec, before it has read a tensor.
+constexpr int64_t kCpuProcess = 384 * kMiB;
+constexpr int64_t kGpuProcess = 2048 * kMiB;  // CUDA's libraries are large
+constexpr int64_t kGpuContext = 1024 * kMiB;  // on the device: context, cuBLAS and cuSOLVER
+constexpr int64_t kTextFactor = 12;           // tokenizer.json, parsed
+constexpr int64_t kCorpusFactor = 10;  // the text, its copy, pieces and a token for each byte
+
+int64_t Squared(int64_t n) { return n * n; }
+
+// The calibration's hidden states, f32, and rotary angles; all windows, as long as the job runs.
+int64_t HiddenBytes(const JobShapes& job) {
+  const int64_t rotary = job.config.family == Family::kLlama ? job.config.head_dim : 0;
+  return 4 * job.tokens * (job.config.hidden + rotary);
+}
+
+// One batch on its way through a layer: what the attention or the MLP holds at its widest, each
+// intermediate a tensor of its own.
+int64_t BatchBytes(const JobShapes& job) {
+  const ModelConfig& config = job.config;
+  const int64_t queries = config.heads * config.head_dim;
+  const int64_t keys = config.kv_heads * config.head_dim;
+  // In, normalized, rounded; q, k, v; the output and, for one window, keys and values widened.
+  const int64_t attention = 3 * config.hidden + 3 * queries + 2 * keys + 2 * queries;
+  // In, middle, normalized, rounded, out; gate, up, silu, product and its rounding.
+  const int64_t mlp = 5 * config.hidden + 5 * config.intermediate;
+  return 4 * job.batch_tokens * std::max(attention, mlp);
+}
+
+// H of every input group, f32.
+int64_t HessianBytes(const JobShapes& job) {
+  if (!job.calibrates()) return 0;
+  int64_t bytes = 0;
+  for (const auto& [group, cols] : job.inputs) bytes += 4 * Squared(cols);
+  return bytes;
+}
+
+// Factoring H: an f32 copy; in f64 H, H damped, its factor, the inverse, the inverse's factor and a
+// temporary of its check.
+int64_t FactorBytes(int64_t cols) { return (4 + 6 * 8) * Squared(cols); }
+
+// Rounding a linear: two f32 copies of its weights, its codes in bytes, a temporary of the check.
+int64_t RoundBytes(int64_t values) { return (4 + 4 + 1 + 5) * values; }
+
+// Its errors: the dequantized weights (f32), two temporaries; H mirrored.
+int64_t ErrorBytes(const JobShapes& job, int64_t values, int64_t cols) {
+  return (3 * 4 + 4) * values + (job.calibrates() ? 3 * 4 * Squared(cols) : 0);
+}
+
+// LoRC in f64: E and E R, the Gram matrix with its eigenvectors and their workspace; for the input
+// metric H, H damped, its factor and a temporary.
+int64_t LorcBytes(const QuantizeSpec& spec, int64_t rows, int64_t cols) {
+  if (spec.lorc_rank == 0) return 0;
+  const bool input = spec.lorc_metric == LorcMetric::kInput;
+  const int64_t error = (4 + 8 + (input ? 8 : 0)) * rows * cols;
+  const int64_t metric = input ? (4 + 4 * 8) * Squared(cols) : 0;
+  return error + metric + 5 * 8 * Squared(std::min(rows, cols));
+}
+
+// What quantizing one linear takes beside the layer and its Hessians.
+int64_t SolveBytes(const JobShapes& job, const LinearInfo& linear) {
+  const int64_t values = linear.rows * linear.cols;
+  if (!job.spec.weights) return 8 * values;
+  int64_t most = std::max(RoundBytes(values), ErrorBytes(job, values, linear.cols));
+  most = std::max(most, 4 * values + LorcBytes(job.spec, linear.rows, linear.cols));
+  return job.solves() ? std::max(most, FactorBytes(linear.cols)) : most;
+}
+
+// A layer from its load to its shard.
+int64_t LayerBytes(const JobShapes& job) {
+  int64_t stored = 0;
+  int64_t solve = 0;
+  for (const LinearInfo& linear : job.layer) {
+    stored += StoredLinearBytes(job.spec, linear);
+    solve = std::max(solve, SolveBytes(job, linear));
+  }
+  const int64_t factors = job.solves() ? HessianBytes(job) : 0;
+  const int64_t quantize = factors + solve + stored;
+  return 4 * job.layer_weights + HessianBytes(job) +
+         std::max(quantize, job.calibrates() ? BatchBytes(job) : 0);
+}
+
+// The corpus and its tokens.
+int64_t TextBytes(const JobShapes& job) {
+  if (!job.calibrates()) return 0;
+  return kTextFactor * job.tokenizer_bytes + kCorpusFactor * job.corpus_bytes;
+}
+
+// The ends in f32, one of them on its way through bf16.
+int64_t EndsBytes(const JobShapes& job) {
+  return job.calibrates() ? 4 * job.ends_weights + 6 * job.largest_end : 0;
+}
+
+// A shard of what is not quantized, one tensor on its way.
+int64_t RestBytes(const JobShapes& job) {
+  return job.largest_rest_shard + 6 * job.largest_rest_tensor;
+}
+
+}  // namespace
+
+PeakMemory CountMemory(const JobShapes& job, bool gpu) {
+  const int64_t files = std::max(TextBytes(job), RestBytes(job));
+  const int64_t model = HiddenBytes(job) + std::max(EndsBytes(job), LayerBytes(job));
+  if (!gpu) return {kCpuProcess + std::max(HiddenBytes(job) + files, model), 0};
+  // A tensor is widened on the host before it goes to the device.
+  const int64_t largest = 6 * std::max(job.largest_end, job.largest_rest_tensor);
+  return {kGpuProcess + std::max(files, largest), kGpuContext + model};
+}
+
+}  // namespace nibble

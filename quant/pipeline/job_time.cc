@@ -1,0 +1,96 @@
+// A job's running time: its operations over what the hardware does of them in a second.
+#include <algorithm>
+
+#include "quant/pipeline/job_shapes.h"
+
+namespace nibble {
+namespace {
+
+// FLOP/s, weights/s and bytes/s that the pipeline reaches, not the hardware's peaks.
+struct Rates {
+  double forward;   // products of the forward pass
+  double hessian;   // sums of x x^T, and products with H
+  double factor;    // f64: Cholesky factors and inverses
+  double spectral;  // f64: LoRC's products and eigenvectors
+  double codes;     // weights rounded in GPTQ's column loop, or by RTN
+  double files;     // bytes read or written, with their sums
+};
+// Of one AVX2 core with LibTorch's MKL: 70 GFLOP/s in large f32 products (139 on two), half of it
+// in f64 and in strips.
+constexpr Rates kCore = {.forward = 60e9,
+                         .hessian = 50e9,
+                         .factor = 15e9,
+                         .spectral = 12e9,
+                         .codes = 40e6,
+                         .files = 0.4e9};
+// Of one H100: bf16 products at 40% of the peak, f32 ones at 60%, f64 factors far below it. A job
+// with compute f32 multiplies at the rate of `hessian`.
+constexpr Rates kHopper = {.forward = 400e12,
+                           .hessian = 30e12,
+                           .factor = 5e12,
+                           .spectral = 2e12,
+                           .codes = 3e9,
+                           .files = 1.2e9};
+
+// Cores help files little: sums of one file are one thread's.
+Rates OfCores(int threads) {
+  const double n = threads;
+  return {n * kCore.forward,  n * kCore.hessian, n * kCore.factor,
+          n * kCore.spectral, n * kCore.codes,   kCore.files};
+}
+
+double Cubed(int64_t n) {
+  return static_cast<double>(n) * static_cast<double>(n) * static_cast<double>(n);
+}
+
+// One pass of the windows through a layer; causal attention counts half.
+double ForwardFlops(const JobShapes& job) {
+  const auto tokens = static_cast<double>(job.tokens);
+  const auto attention = static_cast<double>(job.config.heads * job.config.head_dim *
+                                             job.spec.calibration.window_tokens);
+  return tokens * (2.0 * static_cast<double>(job.layer_weights) + 2.0 * attention);
+}
+
+double LayerSeconds(const JobShapes& job, const Rates& rates, double forward) {
+  double seconds = 0;
+  if (job.calibrates()) seconds += 2 * ForwardFlops(job) / forward;
+  for (const auto& [group, cols] : job.inputs) {
+    const double squared = static_cast<double>(cols) * static_cast<double>(cols);
+    // Its upper half, then a factor, its inverse and the inverse's factor.
+    seconds += static_cast<double>(job.tokens) * squared / rates.hessian;
+    if (job.solves()) seconds += 4.0 / 3 * Cubed(cols) / rates.factor;
+  }
+  return seconds;
+}
+
+double LinearSeconds(const JobShapes& job, const Rates& rates, const LinearInfo& linear) {
+  const double values = static_cast<double>(linear.rows) * static_cast<double>(linear.cols);
+  const double wide = values * static_cast<double>(linear.cols);
+  double seconds = values / rates.codes;
+  if (job.solves()) seconds += wide / rates.hessian;          // blocks' errors, spread
+  if (job.calibrates()) seconds += 4 * wide / rates.hessian;  // E H and W H
+  if (job.spec.lorc_rank == 0) return seconds;
+  const int64_t side = std::min(linear.rows, linear.cols);
+  double spectral = 2 * values * static_cast<double>(side) + 9 * Cubed(side);
+  if (job.spec.lorc_metric == LorcMetric::kInput) spectral += 2 * wide + Cubed(linear.cols) / 3;
+  return seconds + spectral / rates.spectral;
+}
+
+}  // namespace
+
+double CountSeconds(const JobShapes& job, bool gpu, int threads, int64_t artifact_bytes) {
+  const Rates rates = gpu ? kHopper : OfCores(threads);
+  const double forward =
+      job.spec.compute == Compute::kF32 ? std::min(rates.forward, rates.hessian) : rates.forward;
+  double seconds = static_cast<double>(job.config.layers) *
+                   LayerSeconds(job, rates, gpu ? forward : rates.forward);
+  for (const LinearInfo& linear : job.linears) {
+    if (job.spec.weights && !job.excluded.contains(linear.name)) {
+      seconds += LinearSeconds(job, rates, linear);
+    }
+  }
+  const int64_t bytes = 2 * job.source_bytes + job.corpus_bytes + artifact_bytes;
+  return seconds + static_cast<double>(bytes) / rates.files;
+}
+
+}  // namespace nibble
