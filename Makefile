@@ -5,12 +5,13 @@ SHELL := /bin/bash
 # A file that includes LibTorch takes up to 3 GiB to compile.
 JOBS ?= $(shell awk -v cores=$$(nproc) '/MemAvailable/ {m = int($$2 / 3145728); if (m < 1) m = 1; print m < cores ? m : cores}' /proc/meminfo)
 
-.PHONY: help deps build demo test lint fuzz cuda bench-gpu wheel clean
+.PHONY: help deps build demo test bench lint fuzz cuda bench-gpu wheel clean
 
 help:
 	@echo "make demo   install, build, quantize SmolLM2 by a job, evaluate it and stream an answer"
 	@echo "make test   install, build, run every test"
 	@echo "make build  install and build into build/cpu/bin"
+	@echo "make bench  measure the CPU path; with LLAMA_PYTHON beside llama.cpp"
 	@echo "make lint   clang-format and clang-tidy"
 	@echo "make fuzz   every fuzzer for 60 s"
 	@echo "make cuda   compile the CUDA kernels (needs no GPU)"
@@ -31,6 +32,10 @@ demo: build
 
 test: build
 	ctest --preset cpu
+
+bench: build
+	@docker/install-deps --with-smollm2
+	tests/bench/engine/bench.sh
 
 lint: deps
 	cmake --preset lint > /dev/null

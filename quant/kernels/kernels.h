@@ -4,6 +4,7 @@
 
 #include <ATen/ATen.h>
 
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -12,13 +13,23 @@
 
 namespace nibble {
 
-// One linear's parameters as the forward multiplies them.
+struct ArrangedLinear;
+
+// One linear's parameters as the forward multiplies them: as true values, or arranged once for the
+// CPU's own kernels.
 struct LinearWeights {
-  at::Tensor weight;  // f32 [N, K] true values
-  at::Tensor bias;    // f32 [N], undefined when absent
-  at::Tensor lorc_a;  // f32 [N, r], undefined when absent
-  at::Tensor lorc_b;  // f32 [r, K]
+  at::Tensor weight;                               // f32 [N, K] true values
+  at::Tensor bias;                                 // f32 [N], undefined when absent
+  at::Tensor lorc_a;                               // f32 [N, r], undefined when absent
+  at::Tensor lorc_b;                               // f32 [r, K]
+  std::shared_ptr<const ArrangedLinear> arranged;  // instead of weight, lorc_a and lorc_b
 };
+
+// Replaces the true values by their arranged form (cpu/arranged_matrix.h), which holds `matrix`
+// (instead of weights.weight) without dequantizing it, or weights.weight in 16 bits if these are
+// exact.
+void Arrange(const QuantizedMatrix* matrix, LinearWeights& weights);
+int64_t WeightBytes(const LinearWeights& weights);  // in memory
 
 struct NormWeights {
   at::Tensor gain;  // f32 [H]
@@ -37,8 +48,17 @@ at::Tensor RoundActivations(const std::optional<ActivationSpec>& spec, const at:
 at::Tensor NormalizeAndRound(const NormWeights& norm, const std::optional<ActivationSpec>& spec,
                              const at::Tensor& x);
 
-// y = x W^T + (x B^T) A^T + bias; x already rounded.
+// y = x W^T + (x B^T) A^T + bias of each of some linears with one input; x already rounded.
+// Arranged weights: a token's y depends, bit for bit, on its x alone. All arranged or none.
+std::vector<at::Tensor> Linears(absl::Span<const LinearWeights* const> linears,
+                                const at::Tensor& x);
 at::Tensor Linear(const LinearWeights& weights, const at::Tensor& x);
+
+// The rows of a weight, as an embedding: f32 [rows.numel(), K]. rows: i64, in range.
+at::Tensor GatherRows(const LinearWeights& weights, const at::Tensor& rows);
+
+// silu(gate) * up.
+at::Tensor SiluMultiply(const at::Tensor& gate, const at::Tensor& up);
 
 // Rotary embedding in place (rotate-half convention). x: [tokens, heads, head_dim];
 // cos, sin: f32 [tokens, head_dim / 2].
@@ -54,15 +74,23 @@ struct Segment {
       blocks;  // KV blocks that hold positions 0 .. position + length - 1, in order
 };
 
-// Keys and values of one layer in fixed-size blocks: [blocks, block_size, kv_heads, head_dim].
+// Positions of a sequence that one KV block holds.
+inline constexpr int64_t kKvBlockSize = 16;
+
+// Keys and values of one layer in blocks, as the kernels read them:
+//   k f32 [blocks, kv_heads, head_dim, kKvBlockSize]
+//   v f32 [blocks, kv_heads, ceil(head_dim / 16), kKvBlockSize, 16]
 struct KvBlocks {
   at::Tensor k;
   at::Tensor v;
 };
+KvBlocks MakeKvBlocks(int64_t blocks, int64_t kv_heads, int64_t head_dim);
+int64_t KvBlockBytes(int64_t kv_heads, int64_t head_dim);  // of one block of one layer
 
 // Causal grouped-query attention. q: [tokens, heads, head_dim]; k, v: [tokens, kv_heads, head_dim].
 // With `cache`, k and v are first written to the segment's blocks and the whole sequence is
-// attended; without, every segment starts at position 0 and attends to itself.
+// attended; without, every segment starts at position 0 and attends to itself. A token's result
+// depends, bit for bit, on its q and the keys and values up to its position alone.
 at::Tensor Attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      absl::Span<const Segment> segments, KvBlocks* cache);
 

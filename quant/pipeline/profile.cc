@@ -283,7 +283,7 @@ absl::Status ProfileActivations(const ProfileSpec& spec, const std::filesystem::
   return CatchTorch([&]() -> absl::Status {
     const c10::InferenceMode inference;
     NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<DecoderLoader> loader,
-                            DecoderLoader::Open(model, spec.compute));
+                            DecoderLoader::Open(model, spec.compute, {}, Purpose::kRun));
     NIBBLE_RETURN_IF_ERROR(Check(spec, loader->config()));
     return Profiler(spec, *loader, progress).Run(model);
   });

@@ -57,17 +57,14 @@ Batch MakeBatch(const StepInputs& inputs) {
 }
 
 // Bytes of one block's keys and values, over all layers.
-int64_t BlockBytes(const ModelConfig& config, int32_t block_size) {
-  return config.layers * 2 * block_size * config.kv_heads * config.head_dim *
-         static_cast<int64_t>(sizeof(float));
+int64_t BlockBytes(const ModelConfig& config) {
+  return config.layers * KvBlockBytes(config.kv_heads, config.head_dim);
 }
 
 class LocalRunner : public ModelRunner {
  public:
   LocalRunner(std::unique_ptr<Decoder> decoder, KvPool pool)
-      : decoder_(std::move(decoder)),
-        pool_(pool),
-        cache_(decoder_->MakeCache(pool_.blocks, pool_.block_size)) {}
+      : decoder_(std::move(decoder)), pool_(pool), cache_(decoder_->MakeCache(pool_.blocks)) {}
 
   KvPool kv_pool() const override { return pool_; }
   int64_t context() const override { return decoder_->config().context; }
@@ -140,7 +137,7 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> MakeLocalRunner(const std::filesyst
     const c10::InferenceMode inference;
     NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<Decoder> decoder,
                             Decoder::Load(folder, options.compute));
-    const int64_t block_bytes = BlockBytes(decoder->config(), options.block_size);
+    const int64_t block_bytes = BlockBytes(decoder->config());
     const int64_t blocks = std::min<int64_t>(options.kv_bytes / block_bytes, INT32_MAX);
     if (blocks == 0) {
       return absl::ResourceExhaustedError(StrCat("KV cache: found ", options.kv_bytes,
@@ -149,7 +146,7 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> MakeLocalRunner(const std::filesyst
     }
     return std::make_unique<LocalRunner>(std::move(decoder),
                                          KvPool{.blocks = static_cast<int32_t>(blocks),
-                                                .block_size = options.block_size,
+                                                .block_size = kKvBlockSize,
                                                 .bytes = blocks * block_bytes});
   });
 }

@@ -33,7 +33,6 @@ class ModelRunner {
 struct LocalRunnerOptions {
   Compute compute = Compute::kBf16;
   int64_t kv_bytes = int64_t{1} << 30;  // KV pool, at most
-  int32_t block_size = 16;
 };
 
 // A runner in this process, on the CPU. RESOURCE_EXHAUSTED when `kv_bytes` holds no block.

@@ -6,10 +6,13 @@
 #include <sys/resource.h>
 #include <sys/wait.h>
 
+#include <chrono>
 #include <cmath>
+#include <cstdio>
 #include <fstream>
 #include <functional>
 #include <memory>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -24,9 +27,11 @@ namespace {
 
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::UnorderedElementsAre;
 
 constexpr int kWindow = 64;
 constexpr int kFewWindows = 8;
+constexpr int kLongLayers = 6;
 constexpr int kManyWindows = 300;  // enough for every layer to take a while
 
 class DaemonTest : public testing::Test {
@@ -49,8 +54,8 @@ class DaemonTest : public testing::Test {
     return false;
   }
 
-  void Start() {
-    daemon_ = std::make_unique<DaemonProcess>(NIBBLED_PATH, root());
+  void Start(const std::vector<std::string>& arguments = {}) {
+    daemon_ = std::make_unique<DaemonProcess>(NIBBLED_PATH, root(), arguments);
     ASSERT_NE(daemon_->grpc_address(), "");
     stub_ = v1::QuantizationService::NewStub(
         grpc::CreateChannel(daemon_->grpc_address(), grpc::InsecureChannelCredentials()));
@@ -67,6 +72,16 @@ class DaemonTest : public testing::Test {
     spec.mutable_corpus()->set_name("text.txt");
     spec.set_windows(windows);
     spec.set_window(kWindow);
+    return request;
+  }
+
+  // Seconds of work: something else can be done meanwhile.
+  v1::SubmitJobRequest LongRequest(const std::string& output) const {
+    const TinyLlama large = {.hidden = 256, .layers = kLongLayers, .intermediate = 512};
+    const auto model = root() / "models" / "large";
+    EXPECT_TRUE(std::filesystem::exists(model) || WriteTinyLlama(large, model).ok());
+    v1::SubmitJobRequest request = Request(output, kManyWindows);
+    request.mutable_spec()->set_model("large");
     return request;
   }
 
@@ -129,6 +144,19 @@ class DaemonTest : public testing::Test {
     context.TryCancel();
     reader->Finish();
     return event.sequence();
+  }
+
+  // Watches a job for so long; true when it ended.
+  bool EndsWithin(const std::string& id, double seconds) {
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() +
+                         std::chrono::microseconds(static_cast<int64_t>(1e6 * seconds)));
+    v1::WatchJobRequest request;
+    request.set_job_id(id);
+    const auto reader = stub_->WatchJob(&context, request);
+    for (v1::JobEvent event; reader->Read(&event);) {
+    }
+    return reader->Finish().ok();
   }
 
   TempFolder folder_;
@@ -219,6 +247,109 @@ TEST_F(DaemonTest, AJobCancelledWhileItWaitsToGoOnLeavesNothing) {
   EXPECT_FALSE(HasStaging());
 }
 
+TEST_F(DaemonTest, InterruptedAtRandomMomentsItMakesTheSameFiles) {
+  const v1::Job whole = MustSubmit(Request("whole", kManyWindows));
+  const auto began = std::chrono::steady_clock::now();
+  Watch(whole.id(), 0);
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - began;
+  const Json expected = ArtifactContent(root() / "artifacts" / "whole");
+
+  const auto seed = std::random_device()();
+  std::printf("seed %u\n", seed);
+  std::mt19937 random(seed);
+  std::uniform_real_distribution<double> moment(0, seconds.count());
+  // Two losses a job: the third would end it. A drained attempt does not count.
+  enum Interruption { kKillWorker, kKillDaemon, kStopDaemon };
+  constexpr Interruption kPlans[][3] = {{kKillWorker, kStopDaemon, kKillWorker},
+                                        {kStopDaemon, kKillDaemon, kKillWorker}};
+  for (const auto& plan : kPlans) {
+    const v1::Job job = MustSubmit(Request("out", kManyWindows));
+    for (const Interruption interruption : plan) {
+      SCOPED_TRACE("seed " + std::to_string(seed));
+      if (EndsWithin(job.id(), moment(random))) break;
+      if (interruption == kKillWorker) {
+        if (const pid_t worker = daemon_->worker(); worker > 0) kill(worker, SIGKILL);
+      } else {
+        daemon_->Stop(interruption == kKillDaemon ? SIGKILL : SIGTERM);
+        Start();
+      }
+    }
+    EXPECT_EQ(Watch(job.id(), 0).back().state(), v1::JOB_STATE_SUCCEEDED) << "seed " << seed;
+    EXPECT_EQ(ArtifactContent(root() / "artifacts" / "out"), expected) << "seed " << seed;
+    EXPECT_FALSE(HasStaging());
+    std::filesystem::remove_all(root() / "artifacts" / "out");
+  }
+}
+
+TEST_F(DaemonTest, AMoreUrgentJobComesFirstAndTheOtherGoesOn) {
+  const v1::Job whole = MustSubmit(LongRequest("whole"));
+  Watch(whole.id(), 0);
+  const v1::Job job = MustSubmit(LongRequest("out"));
+  UntilLayer(job.id(), 1);
+  v1::SubmitJobRequest request = Request("urgent", kFewWindows);
+  request.mutable_spec()->set_priority(1);
+  const v1::Job urgent = MustSubmit(request);
+  EXPECT_EQ(Watch(urgent.id(), 0).back().state(), v1::JOB_STATE_SUCCEEDED);
+  const auto events = Watch(job.id(), 0);
+  EXPECT_EQ(events.back().state(), v1::JOB_STATE_SUCCEEDED);
+  EXPECT_THAT(Messages(events, 2),
+              ElementsAre("a job of higher priority came first", HasSubstr("resumed at layer ")));
+  const v1::Job done = Get(job.id());
+  EXPECT_EQ(done.attempt(), 2);
+  EXPECT_EQ(done.lost_attempts(), 0);
+  EXPECT_EQ(ArtifactContent(root() / "artifacts" / "out"),
+            ArtifactContent(root() / "artifacts" / "whole"));
+}
+
+TEST_F(DaemonTest, TwoWorkersRunTwoJobsAtOnceAndAKilledOnesGoesOn) {
+  daemon_.reset();
+  Start({"--devices", "cpu,cpu", "--worker-threads", "2"});
+  std::vector<std::string> ids;
+  for (const std::string output : {"first", "second"}) {
+    ids.push_back(MustSubmit(LongRequest(output)).id());
+  }
+  for (const std::string& id : ids) UntilLayer(id, 1);
+  EXPECT_THAT((std::vector<std::string>{Get(ids[0]).worker(), Get(ids[1]).worker()}),
+              UnorderedElementsAre("cpu/0", "cpu/1"));
+  const std::vector<pid_t> workers = daemon_->workers();
+  ASSERT_EQ(workers.size(), 2u);
+  kill(workers[0], SIGKILL);
+
+  int attempts = 0;
+  int lost = 0;
+  for (const std::string& id : ids) {
+    EXPECT_EQ(Watch(id, 0).back().state(), v1::JOB_STATE_SUCCEEDED);
+    const v1::Job done = Get(id);
+    EXPECT_EQ(done.layers_size(), kLongLayers);
+    attempts += done.attempt();
+    lost += done.lost_attempts();
+  }
+  // The other's job was left alone.
+  EXPECT_EQ(attempts, 3);
+  EXPECT_EQ(lost, 1);
+  // A thread each: what one makes, killed or not, the other makes too.
+  EXPECT_EQ(ArtifactContent(root() / "artifacts" / "first"),
+            ArtifactContent(root() / "artifacts" / "second"));
+  EXPECT_FALSE(HasStaging());
+}
+
+TEST_F(DaemonTest, ACheckpointTruncatedUnderTheJobFailsItAndLeavesNothing) {
+  const TinyLlama large = {.hidden = 512, .layers = 4, .intermediate = 2048};
+  const auto model = root() / "models" / "large";
+  ASSERT_TRUE(WriteTinyLlama(large, model).ok());
+  v1::SubmitJobRequest request = Request("out", kFewWindows);
+  request.mutable_spec()->set_model("large");
+  const v1::Job job = MustSubmit(request);
+  UntilLayer(job.id(), 1);
+  std::filesystem::resize_file(model / "model.safetensors", 100'000);
+  const v1::JobEvent end = Watch(job.id(), 0).back();
+  EXPECT_EQ(end.state(), v1::JOB_STATE_FAILED);
+  EXPECT_EQ(end.failure().code(), grpc::StatusCode::INVALID_ARGUMENT) << end.failure().message();
+  EXPECT_THAT(end.failure().message(), HasSubstr("model.safetensors"));
+  EXPECT_FALSE(HasStaging());
+  EXPECT_FALSE(std::filesystem::exists(root() / "artifacts" / "out"));
+}
+
 // No file of this process and of those that it starts may grow beyond `bytes` while it lives.
 class FileSizeLimit {
  public:
@@ -276,7 +407,7 @@ TEST_F(DaemonTest, AJobThatLosesThreeWorkersFails) {
   EXPECT_EQ(killed, 3);
   EXPECT_EQ(events.back().state(), v1::JOB_STATE_FAILED);
   EXPECT_EQ(events.back().failure().message(),
-            "worker was killed by signal 9 (Killed) in attempt 3; 3 of 3 attempts were lost");
+            "worker cpu/0 was killed by signal 9 (Killed) in attempt 3; 3 of 3 attempts were lost");
   EXPECT_FALSE(HasStaging());
   EXPECT_FALSE(std::filesystem::exists(root() / "artifacts" / "out"));
   // The daemon and a new worker live: the name is free again.
@@ -419,6 +550,12 @@ TEST_F(DaemonTest, APortInUseIsAStartUpError) {
     DaemonProcess second(NIBBLED_PATH, other.path(), arguments);
     EXPECT_EQ(second.grpc_address(), "") << arguments[0];
   }
+}
+
+TEST_F(DaemonTest, ADeviceThatIsNotThereIsAStartUpError) {
+  const TempFolder other;
+  const DaemonProcess daemon(NIBBLED_PATH, other.path(), {"--devices", "cpu,cuda:99"});
+  EXPECT_EQ(daemon.grpc_address(), "");
 }
 
 struct BadInput {

@@ -216,7 +216,6 @@ TEST_F(ServingTest, APromptThatWasSeenComesFromThePrefixCache) {
               HasSubstr("nibble_prefix_cached_tokens_total{model=\"tiny\"} 96"));
 }
 
-// Equality is of requests that run alone: what shares a step may change how sums round.
 TEST_F(ServingTest, ASeedDecidesTheTokensAndStreamsGetTheirOwn) {
   std::vector<v1::GenerateRequest> requests;
   for (int i = 0; i < 6; ++i) {
@@ -240,8 +239,9 @@ TEST_F(ServingTest, ASeedDecidesTheTokensAndStreamsGetTheirOwn) {
     EXPECT_TRUE(together[i].status.ok());
     EXPECT_EQ(together[i].messages.front().start().seed(), i);
     EXPECT_EQ(together[i].messages.back().usage().prompt_tokens(), i * 7 + 1);
-    EXPECT_EQ(together[i].tokens(0).size(), 30u) << "request " << i;
-    EXPECT_EQ(Generate(requests[i]).tokens(), alone[i].tokens()) << "request " << i;
+    for (int choice = 0; choice < (i == 5 ? 2 : 1); ++choice) {
+      EXPECT_EQ(together[i].tokens(choice), alone[i].tokens(choice)) << "request " << i;
+    }
   }
 }
 

@@ -1,13 +1,190 @@
 #include <ATen/ATen.h>
 
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "quant/kernels/cpu/arranged_linear.h"
+#include "quant/kernels/cpu/parallel.h"
+#include "quant/kernels/cpu/tiled_input.h"
 #include "quant/kernels/kernels.h"
 
 namespace nibble {
+namespace {
 
-at::Tensor Linear(const LinearWeights& weights, const at::Tensor& x) {
+// Panels of one matrix that one task multiplies by every token.
+struct PanelTask {
+  size_t linear = 0;
+  int64_t first_panel = 0;
+  int panel_count = 0;
+};
+
+void AddTasks(size_t linear, const ArrangedMatrix& matrix, std::vector<PanelTask>& tasks) {
+  for (int64_t panel = 0; panel < matrix.panel_count(); panel += kMaxTilePanels) {
+    const int64_t left = matrix.panel_count() - panel;
+    tasks.push_back({linear, panel, static_cast<int>(std::min<int64_t>(left, kMaxTilePanels))});
+  }
+}
+
+constexpr int kTileTotals = kMaxTileTokens * kMaxTilePanels * kPanelRows;
+
+// totals[tokens of the tile, panels, 16] += the task's panels times the tile.
+void MultiplyTile(const ArrangedMatrix& matrix, const PanelTask& task, const TiledInput& x,
+                  int64_t tile, float* totals) {
+  TileInputs inputs;
+  matrix.Describe(task.first_panel, task.panel_count, inputs);
+  inputs.x = x.data(tile);
+  inputs.tokens = x.token_count(tile);
+  matrix.kernels().multiply(inputs, totals);
+}
+
+TiledInput TileFor(const ArrangedMatrix& matrix, const at::Tensor& x) {
+  TiledInput tiled(x.size(0), matrix.padded_cols(), matrix.kernels().tile_tokens);
+  tiled.Fill(x.data_ptr<float>(), matrix.cols());
+  return tiled;
+}
+
+// x B^T of the linears that have LoRC factors, tiled for the product with A; null for the others.
+std::vector<std::unique_ptr<TiledInput>> MultiplyB(absl::Span<const LinearWeights* const> linears,
+                                                   const TiledInput& x, int64_t tokens) {
+  std::vector<std::unique_ptr<TiledInput>> products(linears.size());
+  std::vector<PanelTask> tasks;
+  for (size_t i = 0; i < linears.size(); ++i) {
+    const ArrangedLinear& linear = *linears[i]->arranged;
+    if (!linear.lorc_b) continue;
+    products[i] = std::make_unique<TiledInput>(tokens, linear.lorc_a->padded_cols(),
+                                               linear.weight.kernels().tile_tokens);
+    AddTasks(i, *linear.lorc_b, tasks);
+  }
+  ParallelTasks(static_cast<int64_t>(tasks.size()), [&](int64_t index) {
+    const PanelTask& task = tasks[index];
+    const ArrangedMatrix& b = *linears[task.linear]->arranged->lorc_b;
+    const int64_t first = task.first_panel * kPanelRows;
+    const int64_t rows = std::min<int64_t>(task.panel_count * kPanelRows, b.rows() - first);
+    for (int64_t tile = 0; tile < x.tiles(); ++tile) {
+      float totals[kTileTotals] = {};
+      MultiplyTile(b, task, x, tile, totals);
+      const int count = x.token_count(tile);
+      float* to = products[task.linear]->data(tile) + first * count;
+      for (int64_t row = 0; row < rows; ++row) {
+        for (int t = 0; t < count; ++t) {
+          to[row * count + t] = totals[t * task.panel_count * kPanelRows + row];
+        }
+      }
+    }
+  });
+  return products;
+}
+
+// Adds the bias to a tile's totals and stores those rows that the matrix has.
+void StoreTile(const PanelTask& task, const TiledInput& x, int64_t tile, const float* totals,
+               const at::Tensor& bias, at::Tensor& y) {
+  const int64_t rows = y.size(1);
+  const int64_t first = task.first_panel * kPanelRows;
+  const int64_t width = std::min<int64_t>(task.panel_count * kPanelRows, rows - first);
+  const float* offsets = bias.defined() ? bias.data_ptr<float>() + first : nullptr;
+  for (int t = 0; t < x.token_count(tile); ++t) {
+    float* to = y.data_ptr<float>() + (x.first_token(tile) + t) * rows + first;
+    const float* from = totals + t * task.panel_count * kPanelRows;
+    for (int64_t i = 0; i < width; ++i) to[i] = offsets == nullptr ? from[i] : from[i] + offsets[i];
+  }
+}
+
+std::vector<at::Tensor> ArrangedLinears(absl::Span<const LinearWeights* const> linears,
+                                        const at::Tensor& x) {
+  const int64_t tokens = x.size(0);
+  const TiledInput tiled = TileFor(linears[0]->arranged->weight, x);
+  const auto low_rank = MultiplyB(linears, tiled, tokens);
+  std::vector<at::Tensor> outputs;
+  std::vector<PanelTask> tasks;
+  for (size_t i = 0; i < linears.size(); ++i) {
+    outputs.push_back(at::empty({tokens, linears[i]->arranged->weight.rows()}, at::kFloat));
+    AddTasks(i, linears[i]->arranged->weight, tasks);
+  }
+  ParallelTasks(static_cast<int64_t>(tasks.size()), [&](int64_t index) {
+    const PanelTask& task = tasks[index];
+    const LinearWeights& weights = *linears[task.linear];
+    for (int64_t tile = 0; tile < tiled.tiles(); ++tile) {
+      float totals[kTileTotals] = {};
+      MultiplyTile(weights.arranged->weight, task, tiled, tile, totals);
+      if (low_rank[task.linear] != nullptr) {
+        MultiplyTile(*weights.arranged->lorc_a, task, *low_rank[task.linear], tile, totals);
+      }
+      StoreTile(task, tiled, tile, totals, weights.bias, outputs[task.linear]);
+    }
+  });
+  return outputs;
+}
+
+at::Tensor TrueValueLinear(const LinearWeights& weights, const at::Tensor& x) {
   at::Tensor y = at::linear(x, weights.weight, weights.bias);
   if (weights.lorc_a.defined()) y += at::linear(at::linear(x, weights.lorc_b), weights.lorc_a);
   return y;
+}
+
+at::Tensor ToTensor(const ArrangedMatrix& matrix, const at::Tensor& rows) {
+  const int64_t count = rows.numel();
+  at::Tensor out = at::empty({count, matrix.cols()}, at::kFloat);
+  for (int64_t i = 0; i < count; ++i) {
+    matrix.Row(rows.data_ptr<int64_t>()[i],
+               absl::MakeSpan(out.data_ptr<float>() + i * matrix.cols(), matrix.cols()));
+  }
+  return out;
+}
+
+ArrangedMatrix FromTensor(const at::Tensor& values) {
+  const at::Tensor dense = values.contiguous();
+  return ArrangedMatrix::FromValues(absl::MakeSpan(dense.data_ptr<float>(), dense.numel()),
+                                    dense.size(0), dense.size(1));
+}
+
+}  // namespace
+
+void Arrange(const QuantizedMatrix* matrix, LinearWeights& weights) {
+  auto arranged = std::make_shared<ArrangedLinear>(ArrangedLinear{
+      matrix != nullptr ? ArrangedMatrix::FromQuantized(*matrix) : FromTensor(weights.weight),
+      std::nullopt, std::nullopt});
+  if (weights.lorc_a.defined()) {
+    arranged->lorc_a = FromTensor(weights.lorc_a);
+    arranged->lorc_b = FromTensor(weights.lorc_b);
+  }
+  weights.weight.reset();
+  weights.lorc_a.reset();
+  weights.lorc_b.reset();
+  weights.arranged = std::move(arranged);
+}
+
+int64_t WeightBytes(const LinearWeights& weights) {
+  int64_t bytes = 0;
+  for (const at::Tensor* tensor :
+       {&weights.weight, &weights.bias, &weights.lorc_a, &weights.lorc_b}) {
+    if (tensor->defined()) bytes += static_cast<int64_t>(tensor->nbytes());
+  }
+  if (weights.arranged == nullptr) return bytes;
+  bytes += weights.arranged->weight.bytes();
+  if (weights.arranged->lorc_a) {
+    bytes += weights.arranged->lorc_a->bytes() + weights.arranged->lorc_b->bytes();
+  }
+  return bytes;
+}
+
+std::vector<at::Tensor> Linears(absl::Span<const LinearWeights* const> linears,
+                                const at::Tensor& x) {
+  if (linears[0]->arranged != nullptr) return ArrangedLinears(linears, x.contiguous());
+  std::vector<at::Tensor> outputs;
+  for (const LinearWeights* linear : linears) outputs.push_back(TrueValueLinear(*linear, x));
+  return outputs;
+}
+
+at::Tensor Linear(const LinearWeights& weights, const at::Tensor& x) {
+  return Linears({&weights}, x)[0];
+}
+
+at::Tensor GatherRows(const LinearWeights& weights, const at::Tensor& rows) {
+  if (weights.arranged == nullptr) {
+    return weights.weight.index_select(0, rows.to(weights.weight.device()));
+  }
+  return ToTensor(weights.arranged->weight, rows);
 }
 
 }  // namespace nibble

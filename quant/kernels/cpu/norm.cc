@@ -1,6 +1,11 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+#include "quant/kernels/cpu/tensor_kernels.h"
 #include "quant/kernels/kernels.h"
 
 namespace nibble {
@@ -8,35 +13,87 @@ namespace {
 
 bool IsRmsNorm(const NormWeights& norm) { return !norm.bias.defined(); }
 
-// 1 / rms of each token: [tokens, 1].
-at::Tensor InverseRms(const at::Tensor& x, double eps) {
-  return at::rsqrt(x.square().mean(-1, /*keepdim=*/true) + eps);
+// Sums of f(x) over a row, by place modulo 16 and then these 16 in order: one row's sum depends on
+// nothing beside it.
+template <class Function>
+float SumOver(const float* x, int64_t width, const Function& f) {
+  std::array<float, 16> sums = {};
+  int64_t i = 0;
+  for (; i + 16 <= width; i += 16) {
+    for (int64_t j = 0; j < 16; ++j) sums[j] += f(x[i + j]);
+  }
+  for (int64_t j = 0; i + j < width; ++j) sums[j] += f(x[i + j]);
+  float sum = 0;
+  for (const float part : sums) sum += part;
+  return sum;
+}
+
+float InverseRms(const float* x, int64_t width, double eps) {
+  const float squares = SumOver(x, width, [](float value) { return value * value; });
+  return 1 / std::sqrt(squares / static_cast<float>(width) + static_cast<float>(eps));
+}
+
+void LayerNormRow(const NormWeights& norm, const float* x, float* out, int64_t width) {
+  const float mean =
+      SumOver(x, width, [](float value) { return value; }) / static_cast<float>(width);
+  const float squares =
+      SumOver(x, width, [mean](float value) { return (value - mean) * (value - mean); });
+  const float inverse =
+      1 / std::sqrt(squares / static_cast<float>(width) + static_cast<float>(norm.eps));
+  const float* gain = norm.gain.data_ptr<float>();
+  const float* bias = norm.bias.data_ptr<float>();
+  for (int64_t i = 0; i < width; ++i) out[i] = (x[i] - mean) * inverse * gain[i] + bias[i];
+}
+
+// out[row] = f(x[row], out[row]) for every row of x [tokens, width].
+template <class Function>
+at::Tensor MapRows(const at::Tensor& x, const Function& f) {
+  const at::Tensor from = x.contiguous();
+  at::Tensor out = at::empty(from.sizes(), at::kFloat);
+  const int64_t width = from.size(-1);
+  at::parallel_for(0, from.numel() / width, /*grain_size=*/8, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      f(from.data_ptr<float>() + row * width, out.data_ptr<float>() + row * width);
+    }
+  });
+  return out;
 }
 
 }  // namespace
 
 at::Tensor Normalize(const NormWeights& norm, const at::Tensor& x) {
-  if (IsRmsNorm(norm)) return x * InverseRms(x, norm.eps) * norm.gain;
-  return at::layer_norm(x, {x.size(-1)}, norm.gain, norm.bias, norm.eps);
+  if (!x.is_cpu()) return tensor::Normalize(norm, x);
+  const int64_t width = x.size(-1);
+  if (!IsRmsNorm(norm)) {
+    return MapRows(x, [&](const float* from, float* to) { LayerNormRow(norm, from, to, width); });
+  }
+  const float* gain = norm.gain.data_ptr<float>();
+  return MapRows(x, [&](const float* from, float* to) {
+    const float inverse = InverseRms(from, width, norm.eps);
+    for (int64_t i = 0; i < width; ++i) to[i] = from[i] * inverse * gain[i];
+  });
 }
 
 at::Tensor RoundActivations(const std::optional<ActivationSpec>& spec, const at::Tensor& x) {
   if (!spec) return x;
-  at::Tensor rounded = x.contiguous().clone();
-  const int64_t width = rounded.size(-1);
-  float* data = rounded.data_ptr<float>();
-  at::parallel_for(0, rounded.numel() / width, /*grain_size=*/16, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      RoundActivationRow(*spec, absl::MakeSpan(data + row * width, width));
-    }
+  const int64_t width = x.size(-1);
+  return MapRows(x, [&](const float* from, float* to) {
+    std::copy_n(from, width, to);
+    RoundActivationRow(*spec, absl::MakeSpan(to, width));
   });
-  return rounded;
 }
 
 at::Tensor NormalizeAndRound(const NormWeights& norm, const std::optional<ActivationSpec>& spec,
                              const at::Tensor& x) {
   if (!IsRmsNorm(norm) || !spec) return RoundActivations(spec, Normalize(norm, x));
-  return RoundActivations(spec, x * norm.gain) * InverseRms(x, norm.eps);
+  const int64_t width = x.size(-1);
+  const float* gain = norm.gain.data_ptr<float>();
+  return MapRows(x, [&](const float* from, float* to) {
+    for (int64_t i = 0; i < width; ++i) to[i] = from[i] * gain[i];
+    RoundActivationRow(*spec, absl::MakeSpan(to, width));
+    const float inverse = InverseRms(from, width, norm.eps);
+    for (int64_t i = 0; i < width; ++i) to[i] *= inverse;
+  });
 }
 
 }  // namespace nibble

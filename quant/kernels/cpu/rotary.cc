@@ -1,19 +1,29 @@
 #include <ATen/ATen.h>
 
+#include "quant/kernels/cpu/tensor_kernels.h"
 #include "quant/kernels/kernels.h"
 
 namespace nibble {
 
 void ApplyRotary(at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
-  const int64_t half = x.size(-1) / 2;
-  at::Tensor low = x.narrow(-1, 0, half);
-  at::Tensor high = x.narrow(-1, half, half);
-  const at::Tensor c = cos.unsqueeze(1);  // [tokens, 1, half]
-  const at::Tensor s = sin.unsqueeze(1);
-  const at::Tensor rotated_low = low * c - high * s;
-  const at::Tensor rotated_high = high * c + low * s;
-  low.copy_(rotated_low);
-  high.copy_(rotated_high);
+  if (!x.is_cpu() || !x.is_contiguous()) return tensor::ApplyRotary(x, cos, sin);
+  const int64_t heads = x.size(1);
+  const int64_t half = x.size(2) / 2;
+  const float* all_cos = cos.data_ptr<float>();
+  const float* all_sin = sin.data_ptr<float>();
+  for (int64_t token = 0; token < x.size(0); ++token) {
+    const float* c = all_cos + token * half;
+    const float* s = all_sin + token * half;
+    for (int64_t head = 0; head < heads; ++head) {
+      float* low = x.data_ptr<float>() + (token * heads + head) * 2 * half;
+      float* high = low + half;
+      for (int64_t i = 0; i < half; ++i) {
+        const float turned = low[i] * c[i] - high[i] * s[i];
+        high[i] = high[i] * c[i] + low[i] * s[i];
+        low[i] = turned;
+      }
+    }
+  }
 }
 
 }  // namespace nibble

@@ -42,13 +42,17 @@ struct DecoderLayer {
 
 // Everything outside the layers.
 struct DecoderEnds {
-  at::Tensor embedding;             // [vocab, embed_dim]
-  at::Tensor positions;             // [context + 2, hidden], OPT only
-  at::Tensor project_in;            // [hidden, embed_dim], opt-350m only
-  at::Tensor project_out;           // [embed_dim, hidden]
-  std::optional<NormWeights> norm;  // final norm
-  at::Tensor head;                  // [vocab, embed_dim]; the embedding when tied
+  LinearWeights embedding;                   // [vocab, embed_dim]
+  at::Tensor positions;                      // [context + 2, hidden], OPT only
+  std::optional<LinearWeights> project_in;   // [hidden, embed_dim], opt-350m only
+  std::optional<LinearWeights> project_out;  // [embed_dim, hidden]
+  std::optional<NormWeights> norm;           // final norm
+  LinearWeights head;                        // [vocab, embed_dim]; the embedding when tied
 };
+
+// What a model is loaded for: to be quantized (linears hold true values) or run (on a CPU they are
+// arranged for its kernels, and nothing is dequantized).
+enum class Purpose { kQuantize, kRun };
 
 // Opens a checkpoint or artifact folder and builds its parts on demand, on one device. An artifact
 // is recognised by its nibble.json. FAILED_PRECONDITION for a device that is not there.
@@ -56,7 +60,8 @@ class DecoderLoader {
  public:
   static absl::StatusOr<std::unique_ptr<DecoderLoader>> Open(const std::filesystem::path& folder,
                                                              Compute compute,
-                                                             const Device& device = {});
+                                                             const Device& device = {},
+                                                             Purpose purpose = Purpose::kQuantize);
   const ModelConfig& config() const { return config_; }
   const Device& device() const { return device_; }
   const TensorSource& tensors() const { return *tensors_; }
@@ -70,6 +75,7 @@ class DecoderLoader {
   ModelConfig config_;
   Compute compute_ = Compute::kF32;
   Device device_;
+  bool arrange_ = false;
   std::unique_ptr<TensorSource> tensors_;
   std::optional<ArtifactSpec> artifact_;
 };
@@ -99,14 +105,17 @@ at::Tensor RunLayer(const ModelConfig& config, const DecoderLayer& layer, const 
 at::Tensor Logits(const ModelConfig& config, const DecoderEnds& ends, const at::Tensor& hidden,
                   absl::Span<const int64_t> rows);
 
-// A whole model in memory.
+// A whole model in memory, to be run. A token's hidden state and logits depend, bit for bit, on the
+// tokens up to it alone: not on how they are batched or cut into chunks, nor on what the cache
+// already held.
 class Decoder {
  public:
   static absl::StatusOr<std::unique_ptr<Decoder>> Load(const std::filesystem::path& folder,
                                                        Compute compute, const Device& device = {});
   const ModelConfig& config() const { return config_; }
   int64_t weight_bytes() const;  // in memory
-  std::vector<KvBlocks> MakeCache(int64_t blocks, int64_t block_size) const;
+  // Blocks of kKvBlockSize positions, for every layer.
+  std::vector<KvBlocks> MakeCache(int64_t blocks) const;
   // Hidden states after the last layer; `cache` has one entry per layer, or is null for windows
   // that start at position 0.
   at::Tensor Forward(const Batch& batch, std::vector<KvBlocks>* cache) const;

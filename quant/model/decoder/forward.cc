@@ -55,19 +55,31 @@ std::vector<at::Tensor> RunGroup(const DecoderLayer& layer, InputGroup group,
     return plain;
   };
   if (observe) observe(group, input());
-  at::Tensor rounded;
   std::vector<at::Tensor> outputs;
+  std::vector<const LinearWeights*> weights[2];  // of linears whose input is not rounded, and is
+  std::vector<size_t> places[2];
+  std::optional<ActivationSpec> activation;
   for (const LayerLinear& linear : layer.linears) {
     if (linear.input != group) continue;
-    if (!linear.activation) {
-      outputs.push_back(Linear(linear.weights, input()));
-      continue;
+    const int rounded = linear.activation ? 1 : 0;
+    if (linear.activation) activation = linear.activation;
+    weights[rounded].push_back(&linear.weights);
+    places[rounded].push_back(outputs.size());
+    outputs.emplace_back();
+  }
+  for (const int rounded : {0, 1}) {
+    if (weights[rounded].empty()) continue;
+    at::Tensor shared;
+    if (rounded == 0) {
+      shared = input();
+    } else {
+      shared = norm == nullptr ? RoundActivations(activation, x)
+                               : NormalizeAndRound(*norm, activation, x);
     }
-    if (!rounded.defined()) {
-      rounded = norm == nullptr ? RoundActivations(linear.activation, x)
-                                : NormalizeAndRound(*norm, linear.activation, x);
+    std::vector<at::Tensor> products = Linears(weights[rounded], shared);
+    for (size_t i = 0; i < products.size(); ++i) {
+      outputs[places[rounded][i]] = std::move(products[i]);
     }
-    outputs.push_back(Linear(linear.weights, rounded));
   }
   return outputs;
 }
@@ -86,25 +98,30 @@ at::Tensor SelfAttention(const ModelConfig& config, const std::vector<at::Tensor
 }
 
 at::Tensor Activate(const ModelConfig& config, const std::vector<at::Tensor>& up) {
-  return config.family == Family::kLlama ? at::silu(up[0]) * up[1] : at::relu(up[0]);
+  return config.family == Family::kLlama ? SiluMultiply(up[0], up[1]) : at::relu(up[0]);
 }
 
 }  // namespace
 
-// The angles are computed on the CPU, so that every device turns by the same ones.
+// The angles are computed on the CPU, so that every device turns by the same ones, and one by one:
+// LibTorch's cosine of an angle differs in its last bit with its place in a tensor.
 Rotary MakeRotary(const ModelConfig& config, const Batch& batch, at::Device device) {
   if (config.family == Family::kOpt) return {};
   const at::Tensor angles = at::outer(Positions(batch).to(at::kFloat), RotaryFrequencies(config));
-  return {angles.cos().to(device), angles.sin().to(device)};
+  const Rotary rotary = {at::empty_like(angles), at::empty_like(angles)};
+  for (int64_t i = 0; i < angles.numel(); ++i) {
+    const float angle = angles.data_ptr<float>()[i];
+    rotary.cos.data_ptr<float>()[i] = std::cos(angle);
+    rotary.sin.data_ptr<float>()[i] = std::sin(angle);
+  }
+  return {rotary.cos.to(device), rotary.sin.to(device)};
 }
 
 at::Tensor Embed(const ModelConfig& config, const DecoderEnds& ends, const Batch& batch) {
-  const at::Device device = ends.embedding.device();
-  const at::Tensor ids = at::tensor(batch.tokens, at::kInt).to(device, at::kLong);
-  at::Tensor hidden = ends.embedding.index_select(0, ids);
-  if (ends.project_in.defined()) hidden = at::linear(hidden, ends.project_in);
+  at::Tensor hidden = GatherRows(ends.embedding, at::tensor(batch.tokens, at::kInt).to(at::kLong));
+  if (ends.project_in) hidden = Linear(*ends.project_in, hidden);
   if (config.family == Family::kOpt) {
-    const at::Tensor rows = (Positions(batch) + kOptPositionOffset).to(device);
+    const at::Tensor rows = (Positions(batch) + kOptPositionOffset).to(hidden.device());
     hidden = hidden + ends.positions.index_select(0, rows);
   }
   return hidden;
@@ -139,8 +156,8 @@ at::Tensor Logits(const ModelConfig&, const DecoderEnds& ends, const at::Tensor&
   const at::Tensor index = at::tensor(at::ArrayRef<int64_t>(rows.data(), rows.size()));
   at::Tensor x = hidden.index_select(0, index.to(hidden.device()));
   if (ends.norm) x = Normalize(*ends.norm, x);
-  if (ends.project_out.defined()) x = at::linear(x, ends.project_out);
-  return at::linear(x, ends.head).to(at::kFloat);
+  if (ends.project_out) x = Linear(*ends.project_out, x);
+  return Linear(ends.head, x).to(at::kFloat);
 }
 
 }  // namespace nibble

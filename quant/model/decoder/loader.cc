@@ -103,14 +103,15 @@ bool IsExcluded(const ArtifactSpec& artifact, const std::string& name) {
 
 absl::StatusOr<LayerLinear> ReadLinear(const ModelConfig& config, const LinearInfo& linear,
                                        const TensorSource& tensors, const TensorReader& reader,
-                                       const std::optional<ArtifactSpec>& artifact) {
+                                       const std::optional<ArtifactSpec>& artifact, bool arrange) {
   const auto& [name, input, layer, rows, cols] = linear;
   LayerLinear out{name, input, {}, std::nullopt};
   const bool quantized = artifact && !IsExcluded(*artifact, name);
+  std::optional<QuantizedMatrix> matrix;
   if (quantized && artifact->weights) {
-    NIBBLE_ASSIGN_OR_RETURN(const QuantizedMatrix matrix,
+    NIBBLE_ASSIGN_OR_RETURN(matrix,
                             ReadQuantizedMatrix(tensors, name, *artifact->weights, rows, cols));
-    out.weights.weight = Dequantize(matrix);
+    if (!arrange) out.weights.weight = Dequantize(*matrix);
   } else {
     NIBBLE_ASSIGN_OR_RETURN(out.weights.weight, reader.Read(StrCat(name, ".weight"), {rows, cols}));
   }
@@ -123,18 +124,28 @@ absl::StatusOr<LayerLinear> ReadLinear(const ModelConfig& config, const LinearIn
   if (HasBias(config, input)) {
     NIBBLE_ASSIGN_OR_RETURN(out.weights.bias, reader.Read(StrCat(name, ".bias"), {rows}));
   }
+  if (arrange) Arrange(matrix ? &*matrix : nullptr, out.weights);
   return out;
 }
 
+// A weight outside the layers.
+absl::StatusOr<LinearWeights> ReadEnd(const TensorReader& reader, const std::string& name,
+                                      std::vector<int64_t> shape, bool arrange) {
+  LinearWeights end;
+  NIBBLE_ASSIGN_OR_RETURN(end.weight, reader.Read(name, std::move(shape)));
+  if (arrange) Arrange(nullptr, end);
+  return end;
+}
+
 absl::Status ReadOptEnds(const ModelConfig& config, const std::string& prefix,
-                         const TensorReader& reader, DecoderEnds& ends) {
+                         const TensorReader& reader, bool arrange, DecoderEnds& ends) {
   NIBBLE_ASSIGN_OR_RETURN(ends.positions, reader.Read(StrCat(prefix, "embed_positions.weight"),
                                                       {config.context + 2, config.hidden}));
   if (config.embed_dim != config.hidden) {
-    NIBBLE_ASSIGN_OR_RETURN(ends.project_in, reader.Read(StrCat(prefix, "project_in.weight"),
-                                                         {config.hidden, config.embed_dim}));
-    NIBBLE_ASSIGN_OR_RETURN(ends.project_out, reader.Read(StrCat(prefix, "project_out.weight"),
-                                                          {config.embed_dim, config.hidden}));
+    NIBBLE_ASSIGN_OR_RETURN(ends.project_in, ReadEnd(reader, StrCat(prefix, "project_in.weight"),
+                                                     {config.hidden, config.embed_dim}, arrange));
+    NIBBLE_ASSIGN_OR_RETURN(ends.project_out, ReadEnd(reader, StrCat(prefix, "project_out.weight"),
+                                                      {config.embed_dim, config.hidden}, arrange));
   }
   return absl::OkStatus();
 }
@@ -142,7 +153,7 @@ absl::Status ReadOptEnds(const ModelConfig& config, const std::string& prefix,
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<DecoderLoader>> DecoderLoader::Open(
-    const std::filesystem::path& folder, Compute compute, const Device& device) {
+    const std::filesystem::path& folder, Compute compute, const Device& device, Purpose purpose) {
   NIBBLE_RETURN_IF_ERROR(PrepareDevice(device));
   auto loader = std::unique_ptr<DecoderLoader>(new DecoderLoader());
   NIBBLE_ASSIGN_OR_RETURN(loader->config_, LoadModelConfig(folder));
@@ -152,6 +163,7 @@ absl::StatusOr<std::unique_ptr<DecoderLoader>> DecoderLoader::Open(
   NIBBLE_ASSIGN_OR_RETURN(loader->tensors_, TensorSource::Open(folder));
   loader->compute_ = compute;
   loader->device_ = device;
+  loader->arrange_ = purpose == Purpose::kRun && !device.is_cuda();
   return loader;
 }
 
@@ -174,7 +186,7 @@ absl::StatusOr<DecoderLayer> DecoderLoader::LoadLayer(int64_t index) const {
                                                                   : "post_attention_layernorm")));
     for (const LinearInfo& linear : LayerLinears(config_, prefix, index)) {
       NIBBLE_ASSIGN_OR_RETURN(LayerLinear read,
-                              ReadLinear(config_, linear, *tensors_, reader, artifact_));
+                              ReadLinear(config_, linear, *tensors_, reader, artifact_, arrange_));
       layer.linears.push_back(std::move(read));
     }
     return layer;
@@ -188,14 +200,15 @@ absl::StatusOr<DecoderEnds> DecoderLoader::LoadEnds() const {
     const bool opt = config_.family == Family::kOpt;
     const int64_t width = opt ? config_.embed_dim : config_.hidden;
     DecoderEnds ends;
-    NIBBLE_ASSIGN_OR_RETURN(
-        ends.embedding, reader.Read(StrCat(prefix, "embed_tokens.weight"), {config_.vocab, width}));
+    NIBBLE_ASSIGN_OR_RETURN(ends.embedding, ReadEnd(reader, StrCat(prefix, "embed_tokens.weight"),
+                                                    {config_.vocab, width}, arrange_));
     if (config_.tied_embeddings) {
       ends.head = ends.embedding;
     } else {
-      NIBBLE_ASSIGN_OR_RETURN(ends.head, reader.Read("lm_head.weight", {config_.vocab, width}));
+      NIBBLE_ASSIGN_OR_RETURN(ends.head,
+                              ReadEnd(reader, "lm_head.weight", {config_.vocab, width}, arrange_));
     }
-    if (opt) NIBBLE_RETURN_IF_ERROR(ReadOptEnds(config_, prefix, reader, ends));
+    if (opt) NIBBLE_RETURN_IF_ERROR(ReadOptEnds(config_, prefix, reader, arrange_, ends));
     if (config_.final_norm) {
       NIBBLE_ASSIGN_OR_RETURN(
           ends.norm, reader.ReadNorm(config_, StrCat(prefix, opt ? "final_layer_norm" : "norm")));

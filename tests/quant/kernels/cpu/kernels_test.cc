@@ -5,6 +5,7 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
 
 namespace nibble {
@@ -55,7 +56,7 @@ TEST(NormalizeAndRound, LetsTheRmsCancel) {
 
 TEST(Linear, AddsBiasAndLowRankFactors) {
   LinearWeights weights{Random({12, 40}, 6), Random({12}, 7), Random({12, 3}, 8),
-                        Random({3, 40}, 9)};
+                        Random({3, 40}, 9), nullptr};
   const at::Tensor x = Random({5, 40}, 10);
   const auto wide = [](const at::Tensor& t) { return t.to(at::kDouble); };
   const at::Tensor low = wide(x).mm(wide(weights.lorc_b).t()).mm(wide(weights.lorc_a).t());
@@ -109,9 +110,31 @@ TEST(Attention, IsCausalAndSharesHeadsOfKeys) {
   EXPECT_LT(Difference(Attention(q, k, v, {whole}, nullptr), Reference(q, k, v)), kTolerance);
 }
 
+TEST(Attention, HoldsMoreHeadsAndChannelsThanATile) {
+  for (const auto& [heads, kv_heads, channels] :
+       {std::array<int64_t, 3>{10, 1, 128}, {22, 2, 100}, {3, 3, 80}, {1, 1, 2}}) {
+    const at::Tensor q = Random({37, heads, channels}, 16);
+    const at::Tensor k = Random({37, kv_heads, channels}, 17);
+    const at::Tensor v = Random({37, kv_heads, channels}, 18);
+    const Segment whole{.first_row = 0, .length = 37, .position = 0, .blocks = {}};
+    EXPECT_LT(Difference(Attention(q, k, v, {whole}, nullptr), Reference(q, k, v)), kTolerance)
+        << heads << " heads, " << channels << " channels";
+  }
+}
+
+TEST(SiluMultiply, IsXOverOnePlusExpTimesUp) {
+  const at::Tensor gate = 40 * Random({5, 37}, 50);
+  const at::Tensor up = Random({5, 37}, 51);
+  const at::Tensor wide = gate.to(at::kDouble);
+  const at::Tensor expected = wide / (1 + (-wide).exp()) * up;
+  // 4 roundings and the exponential's 2 units in the last place, relative.
+  const at::Tensor error = (SiluMultiply(gate, up).to(at::kDouble) - expected).abs();
+  EXPECT_LT((error - 8 * 6e-8 * expected.abs()).max().item<double>(), 1e-30);
+}
+
 TEST(Attention, PagesMixedSequencesAndChunksWithoutMixingThem) {
   // Two sequences in one pool, in chunks of different lengths, their blocks interleaved.
-  const int64_t lengths[] = {11, 7};
+  const int64_t lengths[] = {43, 27};
   const std::vector<int32_t> blocks[] = {{5, 0, 3}, {2, 4}};
   at::Tensor q[2], k[2], v[2];
   for (uint64_t s = 0; s < 2; ++s) {
@@ -119,10 +142,12 @@ TEST(Attention, PagesMixedSequencesAndChunksWithoutMixingThem) {
     k[s] = Random({lengths[s], 2, 8}, 30 + s);
     v[s] = Random({lengths[s], 2, 8}, 40 + s);
   }
-  KvBlocks cache{at::full({6, 4, 2, 8}, NAN), at::full({6, 4, 2, 8}, NAN)};
+  KvBlocks cache = MakeKvBlocks(6, 2, 8);
+  cache.k.fill_(NAN);
+  cache.v.fill_(NAN);
   std::vector<at::Tensor> outputs[2];
   // {from, to} of both sequences in each step; the second starts later.
-  const int64_t steps[][4] = {{0, 5, 0, 0}, {5, 6, 0, 3}, {6, 11, 3, 4}, {11, 11, 4, 7}};
+  const int64_t steps[][4] = {{0, 17, 0, 0}, {17, 18, 0, 11}, {18, 43, 11, 12}, {43, 43, 12, 27}};
   for (const auto& step : steps) {
     std::vector<at::Tensor> rows[3];
     std::vector<Segment> segments;

@@ -55,7 +55,7 @@ class DecoderTest : public testing::TestWithParam<std::string> {
 
   // The logits of one chunk at a time over a paged cache whose blocks lie in reverse order.
   at::Tensor InChunks(const std::vector<int64_t>& chunks) {
-    std::vector<KvBlocks> cache = decoder_->MakeCache(/*blocks=*/16, /*block_size=*/4);
+    std::vector<KvBlocks> cache = decoder_->MakeCache(/*blocks=*/16);
     std::vector<at::Tensor> logits;
     int64_t position = 0;
     for (const int64_t chunk : chunks) {

@@ -1,0 +1,157 @@
+#include "quant/kernels/cpu/arranged_matrix.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <new>
+
+namespace nibble {
+namespace {
+
+constexpr int64_t kAlignment = 64;
+
+int64_t RoundUp(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+
+bool IsBFloat16(float value) { return (std::bit_cast<uint32_t>(value) & 0xffffu) == 0; }
+
+PanelKind KindOf(const WeightSpec& spec) {
+  const bool codes = FormatBits(spec.format) == 4 && !spec.asymmetric;
+  return codes ? PanelKind::kNibbles : PanelKind::kBFloat16;
+}
+
+// A weight before its scale.
+float UnscaledValue(const WeightSpec& spec, uint8_t code, uint8_t zero) {
+  if (!spec.asymmetric) return DecodeValue(spec.format, code);
+  return static_cast<float>(static_cast<int>(code) - static_cast<int>(zero));
+}
+
+}  // namespace
+
+ArrangedMatrix::ArrangedMatrix(PanelKind kind, int64_t rows, int64_t cols, int64_t group, Isa isa)
+    : kind_(kind), rows_(rows), cols_(cols), group_(group), kernels_(&KernelsOf(isa)) {
+  const int64_t bytes = RoundUp(std::max<int64_t>(panel_count() * PanelBytes(), 1), kAlignment);
+  panels_.reset(static_cast<uint8_t*>(std::aligned_alloc(kAlignment, bytes)));
+  if (panels_ == nullptr) throw std::bad_alloc();
+  std::memset(panels_.get(), 0, bytes);
+}
+
+ArrangedMatrix ArrangedMatrix::FromQuantized(const QuantizedMatrix& matrix, Isa isa) {
+  const WeightSpec& spec = matrix.spec;
+  const int64_t groups = matrix.groups();
+  const int64_t width = GroupWidth(matrix.cols, spec.group_size);
+  ArrangedMatrix out(KindOf(spec), matrix.rows, matrix.cols, RoundUp(width, kColumnStep), isa);
+  if (out.kind_ == PanelKind::kNibbles) {
+    for (int code = 0; code < 16; ++code) {
+      out.table_[code] = DecodeValue(spec.format, static_cast<uint8_t>(code));
+    }
+  }
+  out.scales_.resize(out.panel_count() * groups * kPanelRows);
+  const int64_t stride = (matrix.cols * FormatBits(spec.format) + 7) / 8;
+  for (int64_t row = 0; row < matrix.rows; ++row) {
+    const auto packed = absl::MakeConstSpan(matrix.codes).subspan(row * stride, stride);
+    const std::vector<uint8_t> codes = UnpackCodes(spec.format, packed, matrix.cols);
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t place = (row / kPanelRows * groups + g) * kPanelRows + row % kPanelRows;
+      out.scales_[place] = matrix.GroupScaleAt(row, g);
+      const uint8_t zero = spec.asymmetric ? matrix.zero[row * groups + g] : 0;
+      const int64_t end = std::min(matrix.cols, (g + 1) * width);
+      for (int64_t col = g * width; col < end; ++col) {
+        if (out.kind_ == PanelKind::kNibbles) {
+          out.PutCode(row, col, codes[col]);
+        } else {
+          out.PutValue(row, col, UnscaledValue(spec, codes[col], zero));
+        }
+      }
+    }
+  }
+  return out;
+}
+
+ArrangedMatrix ArrangedMatrix::FromValues(absl::Span<const float> values, int64_t rows,
+                                          int64_t cols, Isa isa) {
+  const bool bf16 = std::all_of(values.begin(), values.end(), IsBFloat16);
+  ArrangedMatrix out(bf16 ? PanelKind::kBFloat16 : PanelKind::kFloat, rows, cols,
+                     RoundUp(cols, kColumnStep), isa);
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t col = 0; col < cols; ++col) out.PutValue(row, col, values[row * cols + col]);
+  }
+  return out;
+}
+
+int64_t ArrangedMatrix::bytes() const {
+  return panel_count() * PanelBytes() + static_cast<int64_t>(scales_.size() * sizeof(float));
+}
+
+void ArrangedMatrix::Describe(int64_t first_panel, int count, TileInputs& inputs) const {
+  inputs.kind = kind_;
+  inputs.table = table_.data();
+  inputs.columns = padded_cols();
+  inputs.group = group_;
+  inputs.panel_count = count;
+  const int64_t groups = (padded_cols() + group_ - 1) / group_;
+  for (int i = 0; i < count; ++i) {
+    const int64_t panel = first_panel + i;
+    inputs.panels[i] = panels_.get() + panel * PanelBytes();
+    inputs.scales[i] = scales_.empty() ? nullptr : scales_.data() + panel * groups * kPanelRows;
+  }
+}
+
+void ArrangedMatrix::Row(int64_t row, absl::Span<float> out) const {
+  for (int64_t col = 0; col < cols_; ++col) out[col] = Get(row, col);
+  if (scales_.empty()) return;
+  const int64_t groups = (padded_cols() + group_ - 1) / group_;
+  const float* scales = scales_.data() + row / kPanelRows * groups * kPanelRows + row % kPanelRows;
+  for (int64_t col = 0; col < cols_; ++col) out[col] *= scales[col / group_ * kPanelRows];
+}
+
+int64_t ArrangedMatrix::StepBytes() const {
+  switch (kind_) {
+    case PanelKind::kNibbles:
+      return kNibbleStepBytes;
+    case PanelKind::kBFloat16:
+      return kBFloat16StepBytes;
+    case PanelKind::kFloat:
+      return kFloatStepBytes;
+  }
+  __builtin_unreachable();
+}
+
+uint8_t* ArrangedMatrix::Step(int64_t row, int64_t col) const {
+  return panels_.get() + row / kPanelRows * PanelBytes() + col / kColumnStep * StepBytes();
+}
+
+void ArrangedMatrix::PutCode(int64_t row, int64_t col, uint8_t code) {
+  const NibblePlace place = kernels_->places[row % kPanelRows][col % kColumnStep];
+  Step(row, col)[place.byte] |= static_cast<uint8_t>((code & 0xf) << (place.high ? 4 : 0));
+}
+
+void ArrangedMatrix::PutValue(int64_t row, int64_t col, float value) {
+  const int64_t r = row % kPanelRows;
+  const int64_t c = col % kColumnStep;
+  if (kind_ == PanelKind::kFloat) {
+    std::memcpy(Step(row, col) + (c * kPanelRows + r) * sizeof(float), &value, sizeof(float));
+    return;
+  }
+  const auto bits = static_cast<uint16_t>(std::bit_cast<uint32_t>(value) >> 16);
+  std::memcpy(Step(row, col) + 64 * (c / 2) + 4 * r + 2 * (c % 2), &bits, sizeof(bits));
+}
+
+float ArrangedMatrix::Get(int64_t row, int64_t col) const {
+  const int64_t r = row % kPanelRows;
+  const int64_t c = col % kColumnStep;
+  const uint8_t* step = Step(row, col);
+  if (kind_ == PanelKind::kNibbles) {
+    const NibblePlace place = kernels_->places[r][c];
+    return table_[(step[place.byte] >> (place.high ? 4 : 0)) & 0xf];
+  }
+  if (kind_ == PanelKind::kFloat) {
+    float value;
+    std::memcpy(&value, step + (c * kPanelRows + r) * sizeof(float), sizeof(value));
+    return value;
+  }
+  uint16_t bits;
+  std::memcpy(&bits, step + 64 * (c / 2) + 4 * r + 2 * (c % 2), sizeof(bits));
+  return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
+}
+
+}  // namespace nibble
