@@ -16,6 +16,7 @@
 
 #include "quant/base/status_macros.h"
 #include "quant/base/strings.h"
+#include "quant/kernels/device/devices.h"
 #include "server/ops/resources.h"
 
 namespace nibble {
@@ -29,36 +30,50 @@ std::string WithPort(const std::string& address, int port) {
 }
 
 // This program again, as a worker.
-std::vector<std::string> WorkerCommand(const Config& config) {
+std::vector<std::string> WorkerCommand(const Config& config, const std::string& name,
+                                       const Device& device) {
   return {std::filesystem::read_symlink("/proc/self/exe").string(),
           "worker",
+          "--name",
+          name,
+          "--devices",
+          DeviceName(device),
           "--data-root",
           config.root.folder.string(),
           "--log-level",
           config.log_level};
 }
 
+// Of each worker.
 int WorkerThreads(const Config& config) {
-  if (config.worker_threads > 0) return config.worker_threads;
-  return static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+  const int all = config.worker_threads > 0 ? config.worker_threads
+                                            : static_cast<int>(std::thread::hardware_concurrency());
+  return std::max(1, all / static_cast<int>(config.devices.size()));
 }
 
-// LibTorch reads its number of threads when it is loaded; the daemon's own must not be inherited.
-std::vector<std::string> WorkerEnvironment(const Config& config) {
-  if (config.worker_threads == 0 && config.serve_threads == 0) return {};
-  return {StrCat("OMP_NUM_THREADS=", WorkerThreads(config))};
+// One for each type of device.
+std::vector<Place> Places(const Config& config) {
+  std::vector<Place> places;
+  for (const Device& device : config.devices) {
+    const bool known = std::any_of(places.begin(), places.end(), [&](const Place& place) {
+      return place.device.type == device.type;
+    });
+    if (!known) places.push_back({.device = device, .threads = WorkerThreads(config)});
+  }
+  return places;
 }
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const Config& config) {
+  for (const Device& device : config.devices) NIBBLE_RETURN_IF_ERROR(CheckDevice(device));
   NIBBLE_RETURN_IF_ERROR(CreateFolders(config.root));
   NIBBLE_ASSIGN_OR_RETURN(DataRootLock lock, DataRootLock::Take(config.root));
   NIBBLE_RETURN_IF_ERROR(SweepRemovedFolders(config.root));
   NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<JobStore> store, JobStore::Open(config.root.database()));
   auto daemon = std::unique_ptr<Daemon>(new Daemon(config, std::move(lock), std::move(store)));
   NIBBLE_RETURN_IF_ERROR(daemon->StartMetrics());
-  NIBBLE_RETURN_IF_ERROR(daemon->StartWorker());
+  NIBBLE_RETURN_IF_ERROR(daemon->StartWorkers());
   NIBBLE_RETURN_IF_ERROR(daemon->StartServer());
   return daemon;
 }
@@ -69,17 +84,17 @@ Daemon::Daemon(const Config& config, DataRootLock lock, std::unique_ptr<JobStore
       store_(std::move(store)),
       registry_({.root = config.root, .kv_bytes = config.kv_bytes}),
       quantization_({.root = config.root,
-                     .place = {.device = {}, .threads = WorkerThreads(config)},
-                     .resources = [folder = config.root.folder] { return FindResources(folder); },
-                     .wake_worker = [this] { supervisor_->WakeWorker(); }},
+                     .places = Places(config),
+                     .resources = [this] { return WorkerResources(); },
+                     .wake_worker = [this] { workers_->Wake(); }},
                     *store_, names_, notifier_, metrics_),
       models_(registry_, *store_, names_, config.quota_bytes, metrics_),
       inference_(registry_, metrics_),
       evaluation_(registry_, metrics_) {}
 
 Daemon::~Daemon() {
-  // First, so that the worker leaves its job while the calls end.
-  if (supervisor_ != nullptr) supervisor_->Stop();
+  // First, so that the workers leave their jobs while the calls end.
+  if (workers_ != nullptr) workers_->Stop();
   if (server_ != nullptr) {
     server_->GetHealthCheckService()->Shutdown();
     server_->Shutdown(std::chrono::system_clock::now() + kShutdownGrace);
@@ -121,19 +136,36 @@ absl::Status Daemon::StartServer() {
   return absl::OkStatus();
 }
 
-absl::Status Daemon::StartWorker() {
+WorkerSupervisor::Options Daemon::WorkerOptions(size_t number) {
+  const Device& device = config_.devices[number];
+  const prometheus::Labels labels = {{"device", DeviceName(device)}};
   WorkerSupervisor::Options options;
-  options.command = WorkerCommand(config_);
-  options.environment = WorkerEnvironment(config_);
+  options.name = StrCat(DeviceName(device), "/", number);
+  options.command = WorkerCommand(config_, options.name, device);
+  // LibTorch reads it when it is loaded.
+  options.environment = {StrCat("OMP_NUM_THREADS=", WorkerThreads(config_))};
   options.artifacts = config_.root.artifacts();
-  options.on_restart = [this] { metrics_.worker_restarts.Increment(); };
-  options.on_layers = [this](int64_t layers) {
-    metrics_.layers_done.Increment(static_cast<double>(layers));
+  options.on_restart = [&restarts = metrics_.worker_restarts.Add(labels)] { restarts.Increment(); };
+  options.on_layers = [&done = metrics_.layers_done.Add(labels)](int64_t layers) {
+    done.Increment(static_cast<double>(layers));
   };
   options.log = [](std::string_view line) { spdlog::warn("{}", line); };
-  NIBBLE_ASSIGN_OR_RETURN(supervisor_,
-                          WorkerSupervisor::Start(std::move(options), *store_, notifier_));
+  return options;
+}
+
+absl::Status Daemon::StartWorkers() {
+  std::vector<WorkerSupervisor::Options> workers;
+  for (size_t number = 0; number < config_.devices.size(); ++number) {
+    workers.push_back(WorkerOptions(number));
+  }
+  NIBBLE_ASSIGN_OR_RETURN(workers_, WorkerPool::Start(std::move(workers), *store_, notifier_));
   return absl::OkStatus();
+}
+
+absl::StatusOr<Resources> Daemon::WorkerResources() const {
+  NIBBLE_ASSIGN_OR_RETURN(Resources resources, FindResources(config_.root.folder));
+  resources.device_bytes = workers_->DeviceBytes();
+  return resources;
 }
 
 void Daemon::CountJobs() {

@@ -1,4 +1,4 @@
-// The role `all`: the API and one supervised worker, put together and taken apart in order.
+// The role `all`: the API and the supervised workers, put together and taken apart in order.
 #pragma once
 
 #include <grpcpp/server.h>
@@ -12,7 +12,7 @@
 #include "absl/synchronization/mutex.h"
 #include "server/jobs/job_notifier.h"
 #include "server/jobs/job_store.h"
-#include "server/jobs/supervisor.h"
+#include "server/jobs/worker_pool.h"
 #include "server/ops/config.h"
 #include "server/ops/data_root_lock.h"
 #include "server/ops/metrics.h"
@@ -29,7 +29,7 @@ class Daemon {
   // Serves when it returns. FAILED_PRECONDITION or UNAVAILABLE with the flag at fault when the data
   // root is in use or an address can't be opened.
   static absl::StatusOr<std::unique_ptr<Daemon>> Start(const Config& config);
-  // Refuses new RPCs, ends the streams, puts the worker's job back in the queue.
+  // Refuses new RPCs, ends the streams, puts the workers' jobs back in the queue.
   ~Daemon();
   // "listening grpc=HOST:PORT metrics=HOST:PORT", with the ports that were bound.
   std::string Addresses() const;
@@ -41,7 +41,9 @@ class Daemon {
   };
 
   Daemon(const Config& config, DataRootLock lock, std::unique_ptr<JobStore> store);
-  absl::Status StartWorker();
+  WorkerSupervisor::Options WorkerOptions(size_t number);
+  absl::Status StartWorkers();
+  absl::StatusOr<Resources> WorkerResources() const;
   absl::Status StartMetrics();
   absl::Status StartServer();
   std::vector<NamedService> Services();
@@ -54,7 +56,7 @@ class Daemon {
   Metrics metrics_;
   const std::unique_ptr<JobStore> store_;
   JobNotifier notifier_;
-  std::unique_ptr<WorkerSupervisor> supervisor_;
+  std::unique_ptr<WorkerPool> workers_;
   Registry registry_;
   QuantizationService quantization_;
   ModelService models_;

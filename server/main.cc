@@ -48,8 +48,8 @@ int RunAll(const Config& config) {
 }
 
 int RunAsWorker(const Config& config) {
-  SetUpLogging("worker", config.log_level);
-  const absl::Status status = RunWorker(config.root);
+  SetUpLogging(StrCat("worker ", config.worker_name), config.log_level);
+  const absl::Status status = RunWorker(config.root, config.worker_name, config.devices.front());
   if (status.ok()) return 0;
   spdlog::error("the worker can't go on: {}", status.ToString());
   return 1;

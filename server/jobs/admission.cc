@@ -24,7 +24,9 @@ absl::Status Check(std::string_view what, int64_t found, int64_t needed) {
 
 absl::Status CheckFits(const QuantizeEstimate& estimate, const Resources& resources) {
   NIBBLE_RETURN_IF_ERROR(Check("host memory", resources.memory_bytes, estimate.host_bytes));
-  NIBBLE_RETURN_IF_ERROR(Check("device memory", resources.device_bytes, estimate.device_bytes));
+  if (resources.device_bytes > 0) {
+    NIBBLE_RETURN_IF_ERROR(Check("device memory", resources.device_bytes, estimate.device_bytes));
+  }
   return Check("free disk", resources.disk_free_bytes, estimate.disk_bytes);
 }
 

@@ -79,6 +79,9 @@ class JobStore {
 
   // The QUEUED job of the highest priority, the oldest of those; RUNNING from now.
   absl::StatusOr<std::optional<Job>> Claim(std::string_view worker);
+  // Whether this job should make room: a more urgent one waits, and no other worker holds a less
+  // urgent one. (Of equal priority, the newer is less urgent.)
+  absl::StatusOr<bool> IsOutranked(const Lease& lease) ABSL_LOCKS_EXCLUDED(mutex_);
   // Adds an event and renews the heartbeat. CANCELLED when the job is CANCELLING.
   absl::Status Report(const Lease& lease, const JobProgress& progress, std::string_view message,
                       const std::string& layer);
@@ -88,13 +91,14 @@ class JobStore {
   // Back to the queue, or CANCELLED if that was asked for.
   absl::Status Release(const Lease& lease, std::string_view reason);
 
-  // --- What the supervisor does when no worker lives.
+  // --- What the supervisor does when a worker lives no more.
 
-  // Takes every RUNNING job back: QUEUED with attempt + 1, or FAILED with `reason` when its third
-  // attempt was lost; CANCELLING ones become CANCELLED. `clean_up` is called with each as it will
-  // be, before anybody can see it so. Returns the jobs as they are now.
+  // Takes the jobs back that `worker` holds (empty: that any does): QUEUED with attempt + 1, or
+  // FAILED with `reason` when its third attempt was lost; CANCELLING ones become CANCELLED.
+  // `clean_up` is called with each as it will be, before anybody can see it so. Returns the jobs as
+  // they are now.
   absl::StatusOr<std::vector<Job>> TakeBack(
-      Interruption interruption, std::string_view reason,
+      std::string_view worker, Interruption interruption, std::string_view reason,
       const std::function<absl::Status(const Job&)>& clean_up);
 
  private:

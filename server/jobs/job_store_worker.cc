@@ -26,6 +26,17 @@ absl::StatusOr<std::optional<Job>> JobStore::Claim(std::string_view worker) {
   return job;
 }
 
+absl::StatusOr<bool> JobStore::IsOutranked(const Lease& lease) {
+  absl::MutexLock lock(&mutex_);
+  SqliteStatement row = database_.Prepare(
+      "SELECT 1 FROM jobs AS mine WHERE id = ? "
+      "AND EXISTS (SELECT 1 FROM jobs WHERE state = 1 AND priority > mine.priority) "
+      "AND NOT EXISTS (SELECT 1 FROM jobs WHERE state = 2 AND "
+      "(priority < mine.priority OR (priority = mine.priority AND number > mine.number)))");
+  row.Bind(lease.job);
+  return row.Step();
+}
+
 absl::StatusOr<Job> JobStore::FindLeased(const Lease& lease) {
   NIBBLE_ASSIGN_OR_RETURN(Job job, Find(lease.job));
   const bool held = job.state == JobState::kRunning || job.state == JobState::kCancelling;
@@ -106,13 +117,15 @@ absl::Status JobStore::TakeBackOne(Job& job, Interruption interruption, std::str
 }
 
 absl::StatusOr<std::vector<Job>> JobStore::TakeBack(
-    Interruption interruption, std::string_view reason,
+    std::string_view worker, Interruption interruption, std::string_view reason,
     const std::function<absl::Status(const Job&)>& clean_up) {
   absl::MutexLock lock(&mutex_);
   NIBBLE_ASSIGN_OR_RETURN(SqliteTransaction transaction, SqliteTransaction::Begin(database_));
   std::vector<std::string> ids;
   {
-    SqliteStatement rows = database_.Prepare("SELECT id FROM jobs WHERE state IN (2, 3)");
+    SqliteStatement rows =
+        database_.Prepare("SELECT id FROM jobs WHERE state IN (2, 3) AND ?1 IN ('', worker)");
+    rows.Bind(worker);
     while (true) {
       NIBBLE_ASSIGN_OR_RETURN(const bool more, rows.Step());
       if (!more) break;

@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <system_error>
 #include <utility>
 
 #include "absl/strings/numbers.h"
@@ -16,7 +15,7 @@
 #include "absl/time/clock.h"
 #include "quant/base/status_macros.h"
 #include "quant/base/strings.h"
-#include "quant/pipeline/pipeline.h"
+#include "server/jobs/recovery.h"
 
 namespace nibble {
 namespace {
@@ -25,27 +24,6 @@ namespace {
 int PollMillis(absl::Duration time) {
   if (time == absl::InfiniteDuration()) return -1;
   return static_cast<int>(std::max<int64_t>(0, absl::ToInt64Milliseconds(time) + 1));
-}
-
-absl::Status Remove(const std::filesystem::path& folder) {
-  std::error_code error;
-  std::filesystem::remove_all(folder, error);
-  if (!error) return absl::OkStatus();
-  return absl::InternalError(StrCat("can't remove ", folder.string(), ": ", error.message()));
-}
-
-// What the attempts at jobs that have ended have left, such as one cancelled while it waited to go
-// on.
-absl::Status RemoveOrphans(const std::filesystem::path& artifacts, JobStore& store) {
-  std::error_code error;
-  for (const auto& entry : std::filesystem::directory_iterator(artifacts, error)) {
-    const std::filesystem::path artifact = StagedArtifact(entry.path());
-    if (artifact.empty()) continue;
-    NIBBLE_ASSIGN_OR_RETURN(const std::string job, store.LiveJobOf(artifact.filename().string()));
-    if (job.empty()) NIBBLE_RETURN_IF_ERROR(RemoveStaging(artifact));
-  }
-  if (!error) return absl::OkStatus();
-  return absl::InternalError(StrCat("can't read ", artifacts.string(), ": ", error.message()));
 }
 
 }  // namespace
@@ -57,9 +35,6 @@ absl::StatusOr<std::unique_ptr<WorkerSupervisor>> WorkerSupervisor::Start(Option
   if (!stop.valid()) return absl::ResourceExhaustedError(StrCat("eventfd: ", strerror(errno)));
   auto supervisor = std::unique_ptr<WorkerSupervisor>(
       new WorkerSupervisor(std::move(options), store, notifier, std::move(stop)));
-  NIBBLE_RETURN_IF_ERROR(
-      supervisor->TakeBack(Interruption::kLost, "the worker ended with its daemon"));
-  NIBBLE_RETURN_IF_ERROR(RemoveOrphans(supervisor->options_.artifacts, store));
   supervisor->thread_ = std::thread([raw = supervisor.get()] { raw->Loop(); });
   return supervisor;
 }
@@ -104,9 +79,9 @@ void WorkerSupervisor::Loop() {
         socket_ = std::move(child->socket);
         if (stopping_) shutdown(socket, SHUT_WR);
       }
-      end = StrCat("worker ", Relay(child->pid, socket));
+      end = StrCat("worker ", options_.name, " ", Relay(child->pid, socket));
     } else {
-      end = StrCat("worker can't be started: ", child.status().message());
+      end = StrCat("worker ", options_.name, " can't be started: ", child.status().message());
     }
     const bool drained = stopping();
     options_.log(end);
@@ -166,25 +141,24 @@ void WorkerSupervisor::Receive(std::string_view bytes, std::string& line) {
 
 void WorkerSupervisor::HandleLine(const std::string& line) {
   const std::pair<std::string, std::string> parts = absl::StrSplit(line, absl::MaxSplits(' ', 1));
-  int64_t layers = 0;
-  if (!absl::SimpleAtoi(parts.second, &layers)) {
-    options_.log(StrCat("from the worker: found \"", line, "\", expected a job and a count"));
+  int64_t count = 0;
+  if (!absl::SimpleAtoi(parts.second, &count)) {
+    options_.log(StrCat("from worker ", options_.name, ": found \"", line,
+                        "\", expected a job and a count"));
     return;
   }
-  if (layers > 0) options_.on_layers(layers);
+  if (parts.first == kDeviceWord) {
+    device_bytes_ = count;
+    return;
+  }
+  if (count > 0) options_.on_layers(count);
   notifier_.Notify(parts.first);
 }
 
 absl::Status WorkerSupervisor::TakeBack(Interruption interruption, std::string_view reason) {
-  const auto clean_up = [&](const Job& job) {
-    // While it lives the output's name is the job's own: this was committed by a worker that died
-    // before it could say so.
-    const std::filesystem::path artifact = options_.artifacts / job.submitted.output;
-    NIBBLE_RETURN_IF_ERROR(Remove(artifact));
-    return IsEnded(job.state) ? RemoveStaging(artifact) : absl::OkStatus();
-  };
-  NIBBLE_ASSIGN_OR_RETURN(const std::vector<Job> jobs,
-                          store_.TakeBack(interruption, reason, clean_up));
+  NIBBLE_ASSIGN_OR_RETURN(
+      const std::vector<Job> jobs,
+      TakeBackJobs(store_, options_.artifacts, options_.name, interruption, reason));
   for (const Job& job : jobs) {
     options_.log(StrCat(job.id, " is ", JobStateName(job.state), ", attempt ", job.attempt));
     notifier_.Notify(job.id);

@@ -1,6 +1,7 @@
 // Keeps one worker process alive and takes back the jobs of a dead one.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
@@ -20,11 +21,15 @@
 
 namespace nibble {
 
+inline constexpr char kDeviceWord[] = "device";
+
 // The worker and the supervisor talk in lines over a socket. To the worker: an empty line (look at
-// the queue), end of file (stop). From it: "<job id> <layers just finished>", for each new event.
+// the queue), end of file (stop). From it: "device <bytes>", its GPU's memory, once it knows; and
+// "<job id> <layers just finished>", for each new event.
 class WorkerSupervisor {
  public:
   struct Options {
+    std::string name;                      // by which it claims jobs; no other worker has it
     std::vector<std::string> command;      // the worker's argv; command[0] is a path
     std::vector<std::string> environment;  // "NAME=value", added to the daemon's
     std::filesystem::path artifacts;       // where staging folders are
@@ -37,8 +42,7 @@ class WorkerSupervisor {
     std::function<void(std::string_view line)> log = [](std::string_view) {};
   };
 
-  // Takes back the jobs of an earlier daemon's worker, then starts one. `store` and `notifier`
-  // outlive the supervisor.
+  // Starts a worker. `store` and `notifier` outlive the supervisor.
   static absl::StatusOr<std::unique_ptr<WorkerSupervisor>> Start(Options options, JobStore& store,
                                                                  JobNotifier& notifier);
   // Asks the worker to stop, waits, and puts its job back in the queue.
@@ -46,6 +50,8 @@ class WorkerSupervisor {
 
   // A job was submitted or cancelled.
   void WakeWorker();
+  // All memory of the worker's GPU; 0: it has none, or has not told yet.
+  int64_t device_bytes() const { return device_bytes_; }
   // Asks the worker to leave its job and end; the destructor waits for it.
   void Stop();
 
@@ -67,6 +73,7 @@ class WorkerSupervisor {
   const Options options_;
   JobStore& store_;
   JobNotifier& notifier_;
+  std::atomic<int64_t> device_bytes_ = 0;
   const FileDescriptor stop_;  // eventfd, readable once stopping
   absl::Mutex mutex_;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;

@@ -11,13 +11,17 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
+#include <utility>
 
 #include "nibble/v1/quantization.pb.h"
 #include "quant/base/status_macros.h"
 #include "quant/base/strings.h"
+#include "quant/kernels/device/devices.h"
 #include "quant/pipeline/pipeline.h"
 #include "server/jobs/job_spec.h"
 #include "server/jobs/job_store.h"
+#include "server/jobs/supervisor.h"
 
 namespace nibble {
 namespace {
@@ -32,8 +36,8 @@ class SupervisorLine {
     Read(0);
     return stopped_;
   }
-  void Tell(const std::string& job, int layers) {
-    const std::string line = StrCat(job, " ", layers, "\n");
+  void Tell(std::string_view word, int64_t count) {
+    const std::string line = StrCat(word, " ", count, "\n");
     // A supervisor that is gone is noticed by the next read.
     send(STDIN_FILENO, line.data(), line.size(), MSG_NOSIGNAL);
   }
@@ -55,10 +59,12 @@ class SupervisorLine {
 
 class Worker {
  public:
-  Worker(DataRoot root, std::unique_ptr<JobStore> store)
-      : root_(std::move(root)), store_(std::move(store)), name_(StrCat("worker-", getpid())) {}
+  Worker(DataRoot root, std::unique_ptr<JobStore> store, std::string name, const Device& device)
+      : root_(std::move(root)), store_(std::move(store)), name_(std::move(name)), device_(device) {}
 
   absl::Status Run() {
+    NIBBLE_RETURN_IF_ERROR(CheckDevice(device_));
+    line_.Tell(kDeviceWord, DeviceBytes(device_));
     while (!line_.Stopped()) {
       NIBBLE_ASSIGN_OR_RETURN(const std::optional<Job> job, store_->Claim(name_));
       if (job.has_value()) {
@@ -75,8 +81,9 @@ class Worker {
  private:
   absl::Status RunJob(const Job& job) {
     const Lease lease{job.id, job.attempt};
-    spdlog::info("{} attempt {}: {} -> {}", job.id, job.attempt, job.submitted.model,
-                 job.submitted.output);
+    left_.clear();
+    spdlog::info("{} attempt {}: {} -> {} on {}", job.id, job.attempt, job.submitted.model,
+                 job.submitted.output, DeviceName(device_));
     const absl::StatusOr<std::string> summary = Quantize(job, lease);
     spdlog::info("{} attempt {}: {}", job.id, job.attempt, summary.status().ToString());
     const absl::Status ended = End(job, lease, summary);
@@ -87,13 +94,21 @@ class Worker {
   absl::Status End(const Job& job, const Lease& lease, const absl::StatusOr<std::string>& summary) {
     if (summary.ok()) return store_->Succeed(lease, *summary);
     // The finished layers stay for the next attempt.
-    if (stopping_) return store_->Release(lease, "its worker was told to stop");
+    if (!left_.empty()) return Release(job, lease);
     if (absl::IsAborted(summary.status())) return summary.status();
     // First: the disk may be full.
     const absl::Status removed = RemoveStaging(root_.artifacts() / job.submitted.output);
     if (!removed.ok()) spdlog::error("{}: {}", job.id, removed.ToString());
     if (absl::IsCancelled(summary.status())) return store_->EndCancelled(lease);
     return store_->Fail(lease, summary.status());
+  }
+
+  absl::Status Release(const Job& job, const Lease& lease) {
+    NIBBLE_RETURN_IF_ERROR(store_->Release(lease, left_));
+    // Unless it was cancelled at that moment.
+    NIBBLE_ASSIGN_OR_RETURN(const std::string live, store_->LiveJobOf(job.submitted.output));
+    return live.empty() ? RemoveStaging(root_.artifacts() / job.submitted.output)
+                        : absl::OkStatus();
   }
 
   // The serialized summary.
@@ -111,8 +126,9 @@ class Worker {
       }
       return Report(lease, progress);
     };
-    NIBBLE_ASSIGN_OR_RETURN(const QuantizeSummary summary,
-                            QuantizeModel(plan.spec, plan.checkpoint, plan.artifact, report));
+    NIBBLE_ASSIGN_OR_RETURN(
+        const QuantizeSummary summary,
+        QuantizeModel(plan.spec, plan.checkpoint, plan.artifact, report, device_));
     return SerializeSummary(summary, plan, peak);
   }
 
@@ -128,10 +144,7 @@ class Worker {
   }
 
   absl::Status Report(const Lease& lease, const Progress& progress) {
-    if (line_.Stopped()) {
-      stopping_ = true;
-      return absl::CancelledError("the worker was told to stop");
-    }
+    if (line_.Stopped()) return Leave("its worker was told to stop");
     const JobProgress row = {.phase = PhaseNumber(progress.phase),
                              .layer = progress.layer,
                              .layers = progress.layers,
@@ -142,22 +155,32 @@ class Worker {
     NIBBLE_RETURN_IF_ERROR(store_->Report(
         lease, row, finished ? Warning(*progress.finished) : progress.note,
         finished ? LayerReportMessage(*progress.finished).SerializeAsString() : std::string()));
-    line_.Tell(lease.job, finished && progress.phase == Phase::kQuantizing ? 1 : 0);
-    return absl::OkStatus();
+    const bool layer_ended = finished && progress.phase == Phase::kQuantizing;
+    line_.Tell(lease.job, layer_ended ? 1 : 0);
+    if (!layer_ended || progress.layer == progress.layers) return absl::OkStatus();
+    NIBBLE_ASSIGN_OR_RETURN(const bool outranked, store_->IsOutranked(lease));
+    return outranked ? Leave("a job of higher priority came first") : absl::OkStatus();
+  }
+
+  // Ends the attempt; another goes on from its finished layers.
+  absl::Status Leave(std::string_view why) {
+    left_ = why;
+    return absl::CancelledError(left_);
   }
 
   const DataRoot root_;
   const std::unique_ptr<JobStore> store_;
   const std::string name_;
+  const Device device_;
   SupervisorLine line_;
-  bool stopping_ = false;
+  std::string left_;  // why the attempt was left; empty: it was not
 };
 
 }  // namespace
 
-absl::Status RunWorker(const DataRoot& root) {
+absl::Status RunWorker(const DataRoot& root, const std::string& name, const Device& device) {
   NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<JobStore> store, JobStore::Open(root.database()));
-  return Worker(root, std::move(store)).Run();
+  return Worker(root, std::move(store), name, device).Run();
 }
 
 }  // namespace nibble

@@ -1,6 +1,9 @@
 #include "server/ops/config.h"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
+
+#include "quant/base/strings.h"
 
 namespace nibble {
 namespace {
@@ -10,11 +13,28 @@ Examples:
   nibbled --data-root /var/lib/nibble
   nibbled --data-root ./data --listen 0.0.0.0:8500 --metrics-listen 0.0.0.0:9500
   nibbled --data-root ./data --listen 127.0.0.1:0 --metrics-listen 127.0.0.1:0
+  nibbled --data-root ./data --devices cuda:0,cuda:1
 
 The data root holds models/NAME (Hugging Face folders), corpora/FILE (.txt, .jsonl),
 artifacts (what jobs write) and nibble.db. Once it serves, nibbled prints one line:
   listening grpc=ADDRESS:PORT metrics=ADDRESS:PORT
 SIGTERM and SIGINT stop it; a job that runs goes back to the queue.)";
+
+// Throws CLI::ValidationError.
+std::vector<Device> ParseDevices(const std::vector<std::string>& names) {
+  std::vector<Device> devices;
+  for (const std::string& name : names) {
+    const absl::StatusOr<Device> device = ParseDevice(name);
+    if (!device.ok()) {
+      throw CLI::ValidationError("--devices", std::string(device.status().message()));
+    }
+    if (device->is_cuda() && std::count(devices.begin(), devices.end(), *device) > 0) {
+      throw CLI::ValidationError("--devices", StrCat("found ", name, " twice, expected it once"));
+    }
+    devices.push_back(*device);
+  }
+  return devices;
+}
 
 void AddOptions(CLI::App& app, Config& config) {
   app.add_option("--data-root", config.root.folder, "Folder of models, corpora, artifacts, jobs")
@@ -31,8 +51,14 @@ void AddOptions(CLI::App& app, Config& config) {
                  "CPU threads of inference; 0: as many as there are CPUs")
       ->capture_default_str()
       ->check(CLI::Range(0, 1024));
+  app.add_option_function<std::vector<std::string>>(
+         "--devices", [&config](const auto& names) { config.devices = ParseDevices(names); },
+         "Devices of the job workers, a worker process each: cpu, cuda:0, cuda:1, ...; a GPU once, "
+         "cpu as often as jobs are to run beside each other; default cpu")
+      ->delimiter(',')
+      ->type_name("LIST");
   app.add_option("--worker-threads", config.worker_threads,
-                 "CPU threads of the job worker; 0: as many as there are CPUs")
+                 "CPU threads of the job workers, split among them; 0: as many as there are CPUs")
       ->capture_default_str()
       ->check(CLI::Range(0, 1024));
   app.add_option("--kv-bytes", config.kv_bytes, "KV cache of each loaded model, in bytes")
@@ -56,6 +82,7 @@ std::variant<Config, int> ParseCommandLine(int argc, char** argv) {
   AddOptions(app, config);
   // The daemon starts this role by itself; it speaks over its standard input.
   CLI::App* worker = app.add_subcommand("worker")->group("");
+  worker->add_option("--name", config.worker_name);
   worker->fallthrough();
   try {
     app.parse(argc, argv);

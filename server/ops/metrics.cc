@@ -88,14 +88,12 @@ Metrics::Metrics()
                       .Add({})),
       worker_restarts(BuildCounter()
                           .Name("nibble_worker_restarts_total")
-                          .Help("Times the worker process was started again")
-                          .Register(*registry)
-                          .Add({})),
+                          .Help("Times a worker process was started again")
+                          .Register(*registry)),
       layers_done(BuildCounter()
                       .Name("nibble_layers_quantized_total")
                       .Help("Decoder layers quantized")
-                      .Register(*registry)
-                      .Add({})),
+                      .Register(*registry)),
       requests_running(BuildGauge()
                            .Name("nibble_requests_running")
                            .Help("Sequences in the engine's batch")

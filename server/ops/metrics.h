@@ -31,10 +31,10 @@ struct Metrics {
   prometheus::Family<prometheus::Counter>& rpcs;           // method, code
   prometheus::Family<prometheus::Histogram>& rpc_seconds;  // method; made by RpcSeconds
 
-  prometheus::Family<prometheus::Gauge>& jobs;  // state
-  prometheus::Gauge& queue_depth;               // jobs QUEUED
-  prometheus::Counter& worker_restarts;
-  prometheus::Counter& layers_done;
+  prometheus::Family<prometheus::Gauge>& jobs;               // state
+  prometheus::Gauge& queue_depth;                            // jobs QUEUED
+  prometheus::Family<prometheus::Counter>& worker_restarts;  // device
+  prometheus::Family<prometheus::Counter>& layers_done;      // device
 
   prometheus::Family<prometheus::Gauge>& requests_running;        // model
   prometheus::Family<prometheus::Gauge>& requests_waiting;        // model

@@ -11,7 +11,7 @@ namespace nibble {
 
 struct Resources {
   int64_t memory_bytes = 0;     // of the machine, or of the control group that bounds the process
-  int64_t device_bytes = 0;     // of a worker's GPU; 0: it has none
+  int64_t device_bytes = 0;     // of a worker's GPU; 0: none, or not known yet
   int64_t disk_free_bytes = 0;  // for an unprivileged process, where the data root lies
 };
 

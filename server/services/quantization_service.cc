@@ -122,8 +122,12 @@ absl::StatusOr<QuantizationService::CheckedJob> QuantizationService::Check(
   NIBBLE_ASSIGN_OR_RETURN(const JobPlan plan, MakeJobPlan(job.spec, options_.root));
   NIBBLE_RETURN_IF_ERROR(CheckOutputIsFree(options_.root, job.spec.output()));
   NIBBLE_RETURN_IF_ERROR(CheckWindows(plan));
-  NIBBLE_ASSIGN_OR_RETURN(job.estimate,
-                          EstimateQuantize(plan.spec, plan.checkpoint, options_.place));
+  NIBBLE_ASSIGN_OR_RETURN(const Resources resources, options_.resources());
+  for (const Place& place : options_.places) {
+    NIBBLE_ASSIGN_OR_RETURN(job.estimate, EstimateQuantize(plan.spec, plan.checkpoint, place));
+    job.fits = CheckFits(job.estimate, resources);
+    if (job.fits.ok()) break;
+  }
   return job;
 }
 
@@ -137,8 +141,7 @@ absl::StatusOr<Job> QuantizationService::Submit(const v1::SubmitJobRequest& requ
   if (known.has_value()) return *std::move(known);
 
   NIBBLE_ASSIGN_OR_RETURN(const CheckedJob job, Check(request.spec()));
-  NIBBLE_ASSIGN_OR_RETURN(const Resources resources, options_.resources());
-  NIBBLE_RETURN_IF_ERROR(CheckFits(job.estimate, resources));
+  NIBBLE_RETURN_IF_ERROR(job.fits);
   const v1::JobSpec& spec = job.spec;
   submitted.spec = Deterministic(spec);
   submitted.model = spec.model();
@@ -252,11 +255,9 @@ grpc::ServerUnaryReactor* QuantizationService::DeleteJob(grpc::CallbackServerCon
 absl::StatusOr<v1::JobEstimate> QuantizationService::Estimate(
     const v1::EstimateJobRequest& request) const {
   NIBBLE_ASSIGN_OR_RETURN(const CheckedJob job, Check(request.spec()));
-  NIBBLE_ASSIGN_OR_RETURN(const Resources resources, options_.resources());
-  const absl::Status fits = CheckFits(job.estimate, resources);
   v1::JobEstimate message;
-  message.set_fits(fits.ok());
-  message.set_reason(std::string(fits.message()));
+  message.set_fits(job.fits.ok());
+  message.set_reason(std::string(job.fits.message()));
   message.set_device_memory_bytes(job.estimate.device_bytes);
   message.set_host_memory_bytes(job.estimate.host_bytes);
   message.set_disk_bytes(job.estimate.disk_bytes);

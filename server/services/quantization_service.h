@@ -2,6 +2,7 @@
 
 #include <functional>
 #include <string>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
@@ -22,7 +23,7 @@ class QuantizationService : public v1::QuantizationService::CallbackService {
  public:
   struct Options {
     DataRoot root;
-    Place place;                                           // where a worker runs jobs
+    std::vector<Place> places;                             // where workers run jobs
     std::function<absl::StatusOr<Resources>()> resources;  // that a worker has
     std::function<void()> wake_worker = [] {};             // a job was submitted or cancelled
   };
@@ -51,10 +52,12 @@ class QuantizationService : public v1::QuantizationService::CallbackService {
                                         v1::JobEstimate* response) override;
 
  private:
-  // A spec that may be queued, its defaults filled in, and what it needs.
+  // A spec that may be queued, its defaults filled in, and what it needs where it fits, if
+  // anywhere.
   struct CheckedJob {
     v1::JobSpec spec;
     QuantizeEstimate estimate;
+    absl::Status fits;
   };
   absl::StatusOr<CheckedJob> Check(const v1::JobSpec& spec) const;
   absl::StatusOr<Job> Submit(const v1::SubmitJobRequest& request);

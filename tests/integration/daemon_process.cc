@@ -55,14 +55,20 @@ DaemonProcess::~DaemonProcess() {
   if (pid_ > 0) Stop(SIGKILL);
 }
 
-pid_t DaemonProcess::worker() const {
-  // The worker is the daemon's only child, of whichever thread started it.
+std::vector<pid_t> DaemonProcess::workers() const {
+  // The daemon's only children, of whichever threads started them.
+  std::vector<pid_t> pids;
   const std::string tasks = "/proc/" + std::to_string(pid_) + "/task";
   for (const auto& task : std::filesystem::directory_iterator(tasks)) {
-    pid_t child = 0;
-    if (std::ifstream(task.path() / "children") >> child) return child;
+    std::ifstream children(task.path() / "children");
+    for (pid_t child = 0; children >> child;) pids.push_back(child);
   }
-  return 0;
+  return pids;
+}
+
+pid_t DaemonProcess::worker() const {
+  const std::vector<pid_t> pids = workers();
+  return pids.empty() ? 0 : pids.front();
 }
 
 int DaemonProcess::Stop(int signal) {

@@ -23,7 +23,9 @@ class DaemonProcess {
 
   const std::string& grpc_address() const { return grpc_address_; }
   const std::string& metrics_address() const { return metrics_address_; }
-  // The process id of its worker; 0: none lives.
+  // The process ids of the workers that live.
+  std::vector<pid_t> workers() const;
+  // Of the only one; 0: none lives.
   pid_t worker() const;
   // Sends the signal and waits for the end. The wait status, as waitpid gives it.
   int Stop(int signal);

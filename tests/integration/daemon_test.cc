@@ -1,140 +1,19 @@
-// The built nibbled, driven over gRPC as a client does.
+// The built nibbled's jobs, driven over gRPC as a client does: what is asked, told and refused.
 #include <gmock/gmock.h>
-#include <grpcpp/create_channel.h>
-#include <grpcpp/security/credentials.h>
-#include <signal.h>
-#include <sys/resource.h>
-#include <sys/wait.h>
 
 #include <cmath>
-#include <fstream>
 #include <functional>
-#include <memory>
 #include <string>
 #include <vector>
 
-#include "nibble/v1/quantization.grpc.pb.h"
-#include "tests/fixtures/artifacts.h"
-#include "tests/fixtures/tiny_llama.h"
-#include "tests/integration/daemon_process.h"
-#include "tests/temp_folder.h"
+#include "tests/integration/job_daemon.h"
 
 namespace nibble {
 namespace {
 
-using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
-constexpr int kWindow = 64;
-constexpr int kFewWindows = 8;
-constexpr int kManyWindows = 300;  // enough for every layer to take a while
-
-class DaemonTest : public testing::Test {
- protected:
-  void SetUp() override {
-    ASSERT_TRUE(WriteTinyLlama({}, root() / "models" / "tiny").ok());
-    std::filesystem::create_directories(root() / "corpora");
-    std::ofstream corpus(root() / "corpora" / "text.txt");
-    // One token a byte.
-    for (int i = 0; i < kManyWindows * kWindow / 8; ++i) corpus << "word" << 1000 + i % 9000 << " ";
-    corpus.close();
-    Start();
-  }
-
-  std::filesystem::path root() const { return folder_.path(); }
-  bool HasStaging() const {
-    for (const auto& entry : std::filesystem::directory_iterator(root() / "artifacts")) {
-      if (entry.path().filename().string().starts_with(".staging-")) return true;
-    }
-    return false;
-  }
-
-  void Start() {
-    daemon_ = std::make_unique<DaemonProcess>(NIBBLED_PATH, root());
-    ASSERT_NE(daemon_->grpc_address(), "");
-    stub_ = v1::QuantizationService::NewStub(
-        grpc::CreateChannel(daemon_->grpc_address(), grpc::InsecureChannelCredentials()));
-  }
-
-  static v1::SubmitJobRequest Request(const std::string& output, int windows) {
-    v1::SubmitJobRequest request;
-    v1::JobSpec& spec = *request.mutable_spec();
-    spec.set_model("tiny");
-    spec.set_output(output);
-    spec.set_weights(v1::FORMAT_E2M1);
-    spec.set_activations(v1::ACTIVATION_FORMAT_E4M3);
-    spec.set_group_size(32);
-    spec.mutable_corpus()->set_name("text.txt");
-    spec.set_windows(windows);
-    spec.set_window(kWindow);
-    return request;
-  }
-
-  grpc::Status Submit(const v1::SubmitJobRequest& request, v1::Job& job) {
-    grpc::ClientContext context;
-    return stub_->SubmitJob(&context, request, &job);
-  }
-  v1::Job MustSubmit(const v1::SubmitJobRequest& request) {
-    v1::Job job;
-    const grpc::Status status = Submit(request, job);
-    EXPECT_TRUE(status.ok()) << status.error_message();
-    return job;
-  }
-  v1::Job Get(const std::string& id) {
-    grpc::ClientContext context;
-    v1::GetJobRequest request;
-    request.set_job_id(id);
-    request.set_include_layers(true);
-    v1::Job job;
-    EXPECT_TRUE(stub_->GetJob(&context, request, &job).ok());
-    return job;
-  }
-  void Cancel(const std::string& id) {
-    grpc::ClientContext context;
-    v1::CancelJobRequest request;
-    request.set_job_id(id);
-    v1::Job job;
-    EXPECT_TRUE(stub_->CancelJob(&context, request, &job).ok());
-  }
-
-  // Watches from `after` to the stream's end, calling `act` on each event; returns them.
-  std::vector<v1::JobEvent> Watch(const std::string& id, int64_t after,
-                                  const std::function<void(const v1::JobEvent&)>& act = nullptr) {
-    grpc::ClientContext context;
-    v1::WatchJobRequest request;
-    request.set_job_id(id);
-    request.set_after_sequence(after);
-    const auto reader = stub_->WatchJob(&context, request);
-    std::vector<v1::JobEvent> events;
-    for (v1::JobEvent event; reader->Read(&event);) {
-      EXPECT_EQ(event.sequence(), after + 1 + static_cast<int64_t>(events.size()));
-      events.push_back(event);
-      if (act != nullptr) act(event);
-    }
-    const grpc::Status status = reader->Finish();
-    EXPECT_TRUE(status.ok()) << status.error_message();
-    return events;
-  }
-
-  // Watches until so many layers are finished; the sequence of the last event seen.
-  int64_t UntilLayer(const std::string& id, int layers) {
-    grpc::ClientContext context;
-    v1::WatchJobRequest request;
-    request.set_job_id(id);
-    const auto reader = stub_->WatchJob(&context, request);
-    v1::JobEvent event;
-    while (reader->Read(&event) && event.progress().layer() < layers) {
-    }
-    EXPECT_EQ(event.progress().layer(), layers);
-    context.TryCancel();
-    reader->Finish();
-    return event.sequence();
-  }
-
-  TempFolder folder_;
-  std::unique_ptr<DaemonProcess> daemon_;
-  std::unique_ptr<v1::QuantizationService::Stub> stub_;
-};
+class DaemonTest : public JobDaemonTest {};
 
 TEST_F(DaemonTest, RunsAJobToSuccessAndItsWatchResumes) {
   const v1::Job job = MustSubmit(Request("out", kFewWindows));
@@ -155,179 +34,6 @@ TEST_F(DaemonTest, RunsAJobToSuccessAndItsWatchResumes) {
   ASSERT_EQ(rest.size(), 2u);
   EXPECT_EQ(rest.back().SerializeAsString(), events.back().SerializeAsString());
   EXPECT_TRUE(Watch(job.id(), done.last_sequence()).empty());
-}
-
-// The messages of an attempt's events.
-std::vector<std::string> Messages(const std::vector<v1::JobEvent>& events, int attempt) {
-  std::vector<std::string> messages;
-  for (const v1::JobEvent& event : events) {
-    if (event.attempt() == attempt && !event.message().empty()) messages.push_back(event.message());
-  }
-  return messages;
-}
-
-TEST_F(DaemonTest, AKilledWorkersJobGoesOnAtItsLayerAndMakesTheSameFiles) {
-  const v1::Job whole = MustSubmit(Request("whole", kManyWindows));
-  const v1::Job job = MustSubmit(Request("out", kManyWindows));
-  int killed = 0;
-  const auto events = Watch(job.id(), 0, [&](const v1::JobEvent& event) {
-    // Once in the second layer and once in the fourth.
-    if (event.attempt() != killed + 1 || event.progress().layer() != 2 * killed + 1) return;
-    ++killed;
-    const pid_t worker = daemon_->worker();
-    ASSERT_GT(worker, 0);
-    kill(worker, SIGKILL);
-  });
-  ASSERT_EQ(killed, 2);
-  const v1::Job done = Get(job.id());
-  EXPECT_EQ(done.state(), v1::JOB_STATE_SUCCEEDED) << done.failure().message();
-  EXPECT_EQ(done.attempt(), 3);
-  EXPECT_EQ(done.lost_attempts(), 2);
-  EXPECT_EQ(done.layers_size(), TinyLlama().layers);
-  EXPECT_FALSE(HasStaging());
-  EXPECT_EQ(ArtifactContent(root() / "artifacts" / "out"),
-            ArtifactContent(root() / "artifacts" / "whole"));
-
-  EXPECT_THAT(Messages(events, 2),
-              ElementsAre(HasSubstr("was killed by signal 9"), HasSubstr("resumed at layer ")));
-  EXPECT_THAT(Messages(events, 3),
-              ElementsAre(HasSubstr("was killed by signal 9"), HasSubstr("resumed at layer ")));
-  for (const v1::JobEvent& event : events) {
-    if (event.message().find("resumed") == std::string::npos) continue;
-    EXPECT_GE(event.progress().layer(), 2 * event.attempt() - 3);
-    EXPECT_EQ(event.message(), "resumed at layer " + std::to_string(event.progress().layer()) +
-                                   " of " + std::to_string(event.progress().layers()));
-  }
-  EXPECT_EQ(Get(whole.id()).attempt(), 1);
-}
-
-TEST_F(DaemonTest, AJobCancelledWhileItWaitsToGoOnLeavesNothing) {
-  const v1::Job job = MustSubmit(Request("out", kManyWindows));
-  UntilLayer(job.id(), 1);
-  v1::SubmitJobRequest urgent = Request("urgent", kManyWindows);
-  urgent.mutable_spec()->set_priority(1);
-  const v1::Job first = MustSubmit(urgent);
-  daemon_->Stop(SIGTERM);
-  EXPECT_TRUE(HasStaging());
-  Start();
-  UntilLayer(first.id(), 1);
-  EXPECT_EQ(Get(job.id()).state(), v1::JOB_STATE_QUEUED);
-  Cancel(job.id());
-  EXPECT_FALSE(std::filesystem::exists(root() / "artifacts" / ".staging-out"));
-  Cancel(first.id());
-  Watch(first.id(), 0);
-  EXPECT_FALSE(HasStaging());
-}
-
-// No file of this process and of those that it starts may grow beyond `bytes` while it lives.
-class FileSizeLimit {
- public:
-  explicit FileSizeLimit(rlim_t bytes) : handler_(signal(SIGXFSZ, SIG_IGN)) {
-    getrlimit(RLIMIT_FSIZE, &before_);
-    const rlimit limit = {bytes, before_.rlim_max};
-    setrlimit(RLIMIT_FSIZE, &limit);
-  }
-  ~FileSizeLimit() {
-    setrlimit(RLIMIT_FSIZE, &before_);
-    signal(SIGXFSZ, handler_);
-  }
-
- private:
-  sighandler_t handler_;
-  rlimit before_;
-};
-
-TEST_F(DaemonTest, AJobWithoutRoomOnDiskFailsAndLeavesNothing) {
-  // A layer has 7 MB of INT8 weights.
-  const TinyLlama wide = {.hidden = 512, .layers = 1, .intermediate = 4096};
-  ASSERT_TRUE(WriteTinyLlama(wide, root() / "models" / "wide").ok());
-  daemon_.reset();
-  {
-    const FileSizeLimit limit(6 << 20);
-    Start();
-  }
-  v1::SubmitJobRequest request = Request("out", kFewWindows);
-  request.mutable_spec()->set_model("wide");
-  request.mutable_spec()->set_weights(v1::FORMAT_INT8);
-  request.mutable_spec()->set_method(v1::METHOD_RTN);
-  request.mutable_spec()->clear_corpus();
-  const v1::Job job = MustSubmit(request);
-  const v1::JobEvent end = Watch(job.id(), 0).back();
-  EXPECT_EQ(end.state(), v1::JOB_STATE_FAILED);
-  EXPECT_EQ(end.failure().code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
-  EXPECT_THAT(end.failure().message(), HasSubstr("File too large"));
-  EXPECT_FALSE(HasStaging());
-  EXPECT_FALSE(std::filesystem::exists(root() / "artifacts" / "out"));
-  // The worker lives: a job that has room succeeds.
-  const v1::Job next = MustSubmit(Request("out", kFewWindows));
-  EXPECT_EQ(Watch(next.id(), 0).back().state(), v1::JOB_STATE_SUCCEEDED);
-}
-
-TEST_F(DaemonTest, AJobThatLosesThreeWorkersFails) {
-  const v1::Job job = MustSubmit(Request("out", kManyWindows));
-  int killed = 0;
-  const auto events = Watch(job.id(), 0, [&](const v1::JobEvent& event) {
-    if (event.state() != v1::JOB_STATE_RUNNING || event.attempt() != killed + 1) return;
-    const pid_t worker = daemon_->worker();
-    ASSERT_GT(worker, 0);
-    kill(worker, SIGKILL);
-    ++killed;
-  });
-  EXPECT_EQ(killed, 3);
-  EXPECT_EQ(events.back().state(), v1::JOB_STATE_FAILED);
-  EXPECT_EQ(events.back().failure().message(),
-            "worker was killed by signal 9 (Killed) in attempt 3; 3 of 3 attempts were lost");
-  EXPECT_FALSE(HasStaging());
-  EXPECT_FALSE(std::filesystem::exists(root() / "artifacts" / "out"));
-  // The daemon and a new worker live: the name is free again.
-  const v1::Job next = MustSubmit(Request("out", kFewWindows));
-  EXPECT_EQ(Watch(next.id(), 0).back().state(), v1::JOB_STATE_SUCCEEDED);
-}
-
-TEST_F(DaemonTest, ACancelledJobLeavesNothing) {
-  const v1::Job job = MustSubmit(Request("out", kManyWindows));
-  const v1::Job waiting = MustSubmit(Request("second", kFewWindows));
-  bool asked = false;
-  const auto events = Watch(job.id(), 0, [&](const v1::JobEvent& event) {
-    if (asked || event.state() != v1::JOB_STATE_RUNNING) return;
-    asked = true;
-    Cancel(waiting.id());
-    Cancel(job.id());
-  });
-  EXPECT_EQ(Get(waiting.id()).state(), v1::JOB_STATE_CANCELLED);
-  EXPECT_EQ(events.back().state(), v1::JOB_STATE_CANCELLED);
-  EXPECT_FALSE(HasStaging());
-  EXPECT_FALSE(std::filesystem::exists(root() / "artifacts" / "out"));
-  EXPECT_EQ(Get(job.id()).attempt(), 1);
-}
-
-TEST_F(DaemonTest, AStoppedDaemonsJobGoesOnWithTheNextOne) {
-  const v1::Job job = MustSubmit(Request("out", kManyWindows));
-  const int64_t seen = UntilLayer(job.id(), 2);
-  const int status = daemon_->Stop(SIGTERM);
-  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
-  EXPECT_TRUE(HasStaging());
-
-  Start();
-  const auto events = Watch(job.id(), seen);
-  EXPECT_EQ(events.back().state(), v1::JOB_STATE_SUCCEEDED);
-  EXPECT_THAT(Messages(events, 2),
-              ElementsAre("its worker was told to stop", HasSubstr("resumed at layer ")));
-  EXPECT_EQ(Get(job.id()).attempt(), 2);
-  EXPECT_EQ(Get(job.id()).lost_attempts(), 0);
-  EXPECT_FALSE(HasStaging());
-}
-
-TEST_F(DaemonTest, AKilledDaemonsJobGoesOnWithTheNextOne) {
-  const v1::Job job = MustSubmit(Request("out", kManyWindows));
-  const int64_t seen = UntilLayer(job.id(), 1);
-  daemon_->Stop(SIGKILL);
-  Start();
-  const auto events = Watch(job.id(), seen);
-  EXPECT_EQ(events.back().state(), v1::JOB_STATE_SUCCEEDED);
-  EXPECT_THAT(Messages(events, 2), ElementsAre(HasSubstr("the worker ended with its daemon"),
-                                               HasSubstr("resumed at layer ")));
-  EXPECT_EQ(Get(job.id()).attempt(), 2);
 }
 
 TEST_F(DaemonTest, AnEstimateTellsWhatTheJobThenTakes) {
@@ -419,6 +125,12 @@ TEST_F(DaemonTest, APortInUseIsAStartUpError) {
     DaemonProcess second(NIBBLED_PATH, other.path(), arguments);
     EXPECT_EQ(second.grpc_address(), "") << arguments[0];
   }
+}
+
+TEST_F(DaemonTest, ADeviceThatIsNotThereIsAStartUpError) {
+  const TempFolder other;
+  const DaemonProcess daemon(NIBBLED_PATH, other.path(), {"--devices", "cpu,cuda:99"});
+  EXPECT_EQ(daemon.grpc_address(), "");
 }
 
 struct BadInput {

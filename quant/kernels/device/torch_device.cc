@@ -1,8 +1,7 @@
 #include "quant/kernels/device/torch_device.h"
 
-#include <ATen/detail/CUDAHooksInterface.h>
-
-#include "quant/base/strings.h"
+#include "quant/base/status_macros.h"
+#include "quant/kernels/device/devices.h"
 
 namespace nibble {
 
@@ -12,13 +11,8 @@ at::Device TorchDevice(const Device& device) {
 }
 
 absl::Status PrepareDevice(const Device& device) {
+  NIBBLE_RETURN_IF_ERROR(CheckDevice(device));
   if (!device.is_cuda()) return absl::OkStatus();
-  const int devices = at::detail::getCUDAHooks().getNumGPUs();
-  if (device.index >= devices) {
-    return absl::FailedPreconditionError(StrCat("device: found ", DeviceName(device),
-                                                ", expected cpu or one of the ", devices,
-                                                " CUDA devices that this process can use"));
-  }
   at::globalContext().setAllowTF32CuBLAS(false);
   at::globalContext().setAllowBF16ReductionCuBLAS(/*allow_reduced_precision=*/false);
   return absl::OkStatus();

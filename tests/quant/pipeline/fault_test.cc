@@ -104,6 +104,36 @@ TEST_F(FaultTest, ATruncatedCheckpoint) {
   ExpectNothingLeftOnceGivenUp();
 }
 
+// Overwrites bytes of the checkpoint's file, counted from its end.
+void Damage(const std::filesystem::path& file, int64_t from_end, const std::string& bytes) {
+  std::fstream stream(file, std::ios::in | std::ios::out | std::ios::binary);
+  stream.seekp(-from_end, std::ios::end);
+  stream << bytes;
+}
+
+TEST_F(FaultTest, AShardWhoseHeaderIsCorrupt) {
+  const auto shard = checkpoint_ / "model.safetensors";
+  Damage(shard, static_cast<int64_t>(std::filesystem::file_size(shard)) - 20, "\xff\xff\xff");
+  const absl::Status status = Run();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(status.message(), HasSubstr(shard.string()));
+  ExpectNothingLeftOnceGivenUp();
+}
+
+TEST_F(FaultTest, AShardWithAWeightThatIsNoNumber) {
+  // Every f32 of the last 40'000 bytes: inside the last layer, so the first is finished by then.
+  std::string nans;
+  for (int i = 0; i < 10'000; ++i) nans += std::string("\0\0\xc0\x7f", 4);
+  Damage(checkpoint_ / "model.safetensors", 40'000, nans);
+  int layers = 0;
+  const absl::Status status =
+      Run([&](const Progress& progress) { layers += progress.finished != nullptr ? 1 : 0; });
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
+  EXPECT_THAT(status.message(), HasSubstr("model.layers.1."));
+  EXPECT_EQ(layers, 1);
+  ExpectNothingLeftOnceGivenUp();
+}
+
 TEST_F(FaultTest, AShardThatIsGone) {
   std::filesystem::rename(checkpoint_ / "model.safetensors",
                           checkpoint_ / "model-00001-of-00001.safetensors");

@@ -34,5 +34,13 @@ TEST(AdmissionTest, WhatFallsShortIsNamedWithFoundAndNeeded) {
                 "free disk: found 100.00 GiB, expected at least 150.00 GiB for this job"));
 }
 
+TEST(AdmissionTest, AGpuThatHasNotToldItsMemoryIsNotHeldAgainstTheJob) {
+  QuantizeEstimate estimate;
+  estimate.device_bytes = 80 * kGiB;
+  Resources unknown = kMachine;
+  unknown.device_bytes = 0;
+  EXPECT_EQ(CheckFits(estimate, unknown), absl::OkStatus());
+}
+
 }  // namespace
 }  // namespace nibble

@@ -35,7 +35,7 @@ class JobStoreTest : public testing::Test {
   Job Submit(const NewJob& request) { return store_->Submit(request).value().job; }
   Job Claim() { return store_->Claim("w").value().value(); }
   absl::StatusOr<std::vector<Job>> TakeBack(Interruption interruption, std::string_view reason) {
-    return store_->TakeBack(interruption, reason, [](const Job&) { return absl::OkStatus(); });
+    return store_->TakeBack("", interruption, reason, [](const Job&) { return absl::OkStatus(); });
   }
   static Lease LeaseOf(const Job& job) { return {job.id, job.attempt}; }
   absl::StatusCode CodeOf(const absl::Status& status) { return status.code(); }
@@ -343,6 +343,44 @@ TEST(JobState, MovesOnlyAsDocumented) {
           << JobStateName(from) << " -> " << JobStateName(to);
     }
   }
+}
+
+TEST_F(JobStoreTest, OnlyTheLeastUrgentRunningJobMakesRoom) {
+  const auto submit = [&](const std::string& output, int priority) {
+    NewJob request = Request(output);
+    request.priority = priority;
+    return Submit(request);
+  };
+  const auto outranked = [&](const Job& job) { return store_->IsOutranked(LeaseOf(job)).value(); };
+  submit("normal", 0);
+  const Job normal = Claim();
+  submit("newer", 0);
+  const Job newer = Claim();
+  submit("urgent", 2);
+  const Job urgent = Claim();
+  submit("equal", 0);
+  for (const Job& job : {normal, newer, urgent}) EXPECT_FALSE(outranked(job));
+  submit("more", 1);
+  EXPECT_FALSE(outranked(normal));
+  EXPECT_TRUE(outranked(newer));
+  EXPECT_FALSE(outranked(urgent));
+
+  ASSERT_TRUE(store_->Release(LeaseOf(newer), "made room").ok());
+  const Job more = Claim();
+  EXPECT_EQ(more.submitted.output, "more");
+  for (const Job& job : {normal, more, urgent}) EXPECT_FALSE(outranked(job));
+}
+
+TEST_F(JobStoreTest, TakesBackOnlyWhatTheWorkerHolds) {
+  const std::string first = Submit(Request("one")).id;
+  const std::string second = Submit(Request("two")).id;
+  ASSERT_TRUE(store_->Claim("a").ok());
+  ASSERT_TRUE(store_->Claim("b").ok());
+  const auto jobs = store_->TakeBack("b", Interruption::kLost, "died",
+                                     [](const Job&) { return absl::OkStatus(); });
+  ASSERT_EQ(jobs.value().size(), 1u);
+  EXPECT_EQ(jobs.value()[0].id, second);
+  EXPECT_EQ(store_->Get(first).value().state, JobState::kRunning);
 }
 
 }  // namespace

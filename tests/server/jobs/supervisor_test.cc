@@ -27,6 +27,7 @@ class SupervisorTest : public testing::Test {
 
   void Start(const std::string& script) {
     WorkerSupervisor::Options options;
+    options.name = "w";
     options.command = {"/bin/sh", "-c", script};
     options.environment = {"NIBBLE_TEST_LAYERS=7"};
     options.artifacts = artifacts();
@@ -97,7 +98,7 @@ TEST_F(SupervisorTest, AKilledWorkersJobIsQueuedAgainAndFailsAtTheThirdLoss) {
   const Job failed = store_->Get(id).value();
   EXPECT_EQ(failed.attempt, 3);
   EXPECT_EQ(failed.error.message(),
-            "worker was killed by signal 9 (Killed) in attempt 3; 3 of 3 attempts were lost");
+            "worker w was killed by signal 9 (Killed) in attempt 3; 3 of 3 attempts were lost");
   EXPECT_EQ(CountOf("restarts"), 3);
 }
 
@@ -110,7 +111,7 @@ TEST_F(SupervisorTest, AWorkerThatExitsIsLostToo) {
   Await(id, 1);
   const auto events = store_->Events(id, 0, 10).value();
   EXPECT_EQ(events.back().message,
-            "worker exited with status 3 in attempt 1; 1 of 3 attempts were lost");
+            "worker w exited with status 3 in attempt 1; 1 of 3 attempts were lost");
 }
 
 TEST_F(SupervisorTest, ALostCancellingJobIsCancelled) {
@@ -131,26 +132,22 @@ TEST_F(SupervisorTest, PassesLinesAndEnvironmentOn) {
   EXPECT_EQ(CountOf("layers"), 8);
 }
 
-TEST_F(SupervisorTest, TakesBackTheJobsOfAnEarlierDaemon) {
-  const std::string id = Submit();
-  Claim();
-  Start("read line");
-  EXPECT_EQ(store_->Get(id).value().state, JobState::kQueued);
-  EXPECT_EQ(store_->Get(id).value().attempt, 2);
-  EXPECT_TRUE(std::filesystem::exists(staging()));
+TEST_F(SupervisorTest, TheWorkerTellsItsGpusMemory) {
+  Start("echo 'device 85899345920' >&0; echo 'ready 0' >&0; read line");
+  Await("ready", 1);
+  EXPECT_EQ(supervisor_->device_bytes(), 85899345920);
+  EXPECT_EQ(CountOf("layers"), 0);
 }
 
-TEST_F(SupervisorTest, RemovesWhatNoLiveJobGoesOnFrom) {
-  Submit();
-  Claim();
-  std::filesystem::create_directory(artifacts() / ".staging-of-an-ended-job");
-  std::filesystem::create_directory(artifacts() / "out");  // committed, but nobody was told
-  std::filesystem::create_directory(artifacts() / "other");
-  Start("read line");
-  EXPECT_FALSE(std::filesystem::exists(artifacts() / ".staging-of-an-ended-job"));
-  EXPECT_FALSE(std::filesystem::exists(artifacts() / "out"));
-  EXPECT_TRUE(std::filesystem::exists(artifacts() / "other"));
-  EXPECT_TRUE(std::filesystem::exists(staging()));
+TEST_F(SupervisorTest, AnotherWorkersJobIsLeftToIt) {
+  Start("echo 'ready 0' >&0; read line; kill -9 $$");
+  const std::string id = Submit();
+  ASSERT_EQ(store_->Claim("other").value().value().id, id);
+  Await("ready", 1);
+  supervisor_->WakeWorker();
+  Await("restarts", 1);
+  EXPECT_EQ(store_->Get(id).value().state, JobState::kRunning);
+  EXPECT_EQ(store_->Get(id).value().attempt, 1);
 }
 
 TEST_F(SupervisorTest, StoppingEndsTheWorkersInputAndKeepsItsJob) {

@@ -23,6 +23,17 @@ TEST(ParseCommandLine, DefaultsAreTheDocumentedOnes) {
   EXPECT_EQ(config.metrics_listen, "127.0.0.1:9500");
 }
 
+TEST(ParseCommandLine, DevicesAreAListWithEachGpuOnce) {
+  EXPECT_EQ(std::get<Config>(Parse({"--data-root", "d"})).devices, std::vector<Device>{Device{}});
+  const Device second = {.type = Device::Type::kCuda, .index = 1};
+  EXPECT_EQ(std::get<Config>(Parse({"--data-root", "d", "--devices", "cpu,cuda:1,cpu"})).devices,
+            (std::vector<Device>{Device{}, second, Device{}}));
+  for (const char* wrong : {"", "gpu", "cuda", "cuda:x", "cuda:0,cuda:0"}) {
+    EXPECT_TRUE(std::holds_alternative<int>(Parse({"--data-root", "d", "--devices", wrong})))
+        << wrong;
+  }
+}
+
 TEST(ParseCommandLine, TheWorkerTakesTheDaemonsOptions) {
   const Config config =
       std::get<Config>(Parse({"worker", "--data-root", "d", "--log-level", "debug"}));
