@@ -25,6 +25,22 @@ namespace {
 // What unary calls may take to end when the daemon stops; streams are cancelled after it.
 constexpr auto kShutdownGrace = std::chrono::seconds(2);
 
+// Clients may ask for a sign as often.
+constexpr auto kLeastPingInterval = std::chrono::seconds(5);
+
+// A client whose machine or network is gone says nothing: it is asked after `silence` and given up
+// after as long again, so that its streams hold nothing any more.
+void KeepAlive(std::chrono::milliseconds silence, grpc::ServerBuilder& builder) {
+  const auto milliseconds = static_cast<int>(silence.count());
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, milliseconds);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, milliseconds);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
+  builder.AddChannelArgument(
+      GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
+      static_cast<int>(std::chrono::milliseconds(kLeastPingInterval).count()));
+}
+
 std::string WithPort(const std::string& address, int port) {
   return StrCat(address.substr(0, address.rfind(':') + 1), port);
 }
@@ -124,6 +140,7 @@ absl::Status Daemon::StartServer() {
   grpc::ServerBuilder builder;
   // Two daemons must not share a port unknowingly.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  KeepAlive(std::chrono::seconds(config_.keepalive_seconds), builder);
   builder.AddListeningPort(config_.listen, grpc::InsecureServerCredentials(), &port_);
   for (const NamedService& service : Services()) builder.RegisterService(service.service);
   server_ = builder.BuildAndStart();

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cctype>
-#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <memory>
@@ -14,6 +13,7 @@
 #include "client/cli/output.h"
 #include "client/cli/progress.h"
 #include "client/cli/python.h"
+#include "client/cli/temporary_folder.h"
 #include "client/cpp/transfer.h"
 #include "quant/base/status_macros.h"
 #include "quant/base/strings.h"
@@ -76,22 +76,25 @@ absl::Status ImportHere(const Import& import) {
   return Convert(import, out);
 }
 
+// What the push would say only after the conversion.
+absl::Status CheckFree(Client& client, const std::string& name) {
+  v1::GetModelRequest request;
+  request.set_name(name);
+  absl::Status status = client.GetModel(request).status();
+  if (absl::IsNotFound(status)) return absl::OkStatus();
+  if (!status.ok()) return status;
+  return absl::AlreadyExistsError(
+      StrCat("NAME: found a model '", name, "' on the server, expected a new name"));
+}
+
 // By way of a temporary folder.
 absl::Status ImportToServer(Client& client, const Context& context, const Import& import) {
-  std::error_code error;
-  std::string pattern = (fs::temp_directory_path(error) / "nibble-import-XXXXXX").string();
-  if (error || mkdtemp(pattern.data()) == nullptr) {
-    return absl::InternalError(StrCat("can't make a temporary folder: ", std::strerror(errno)));
-  }
-  const fs::path out = fs::path(pattern) / import.name;
-  absl::Status status = Convert(import, out);
-  if (status.ok()) {
-    Progress progress(context.terminal);
-    status =
-        PushModel(client, out, import.name, [&](const TransferProgress& p) { Show(p, progress); });
-  }
-  fs::remove_all(pattern, error);
-  return status;
+  NIBBLE_RETURN_IF_ERROR(CheckFree(client, import.name));
+  NIBBLE_ASSIGN_OR_RETURN(const auto folder, TemporaryFolder::Make());
+  const fs::path out = folder->path() / import.name;
+  NIBBLE_RETURN_IF_ERROR(Convert(import, out));
+  Progress progress(context.terminal);
+  return PushModel(client, out, import.name, [&](const TransferProgress& p) { Show(p, progress); });
 }
 
 absl::Status Run(Client& client, const Context& context, const Import& import) {

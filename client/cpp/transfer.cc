@@ -28,7 +28,9 @@ absl::StatusOr<std::vector<fs::path>> PlainFiles(const fs::path& folder) {
   std::error_code error;
   for (const fs::directory_entry& entry : fs::directory_iterator(folder, error)) {
     if (entry.path().filename().string()[0] == '.') continue;
-    if (entry.is_regular_file(error)) files.push_back(entry.path());
+    const bool plain = entry.is_regular_file(error);
+    if (error) return absl::NotFoundError(StrCat(entry.path().string(), ": ", error.message()));
+    if (plain) files.push_back(entry.path());
   }
   if (error) return absl::NotFoundError(StrCat(folder.string(), ": ", error.message()));
   std::ranges::sort(files);
@@ -290,7 +292,9 @@ absl::Status PushCorpus(Client& client, const fs::path& file, const std::string&
 
 absl::Status PullModel(Client& client, const std::string& name, const fs::path& folder,
                        const OnTransfer& on_progress) {
-  return Pull(client, name, fs::absolute(folder).lexically_normal(), on_progress).Run();
+  fs::path whole = fs::absolute(folder).lexically_normal();
+  if (!whole.has_filename()) whole = whole.parent_path();  // of "out/"
+  return Pull(client, name, std::move(whole), on_progress).Run();
 }
 
 }  // namespace nibble

@@ -32,11 +32,11 @@ std::vector<Batch> MakeBatches(const std::vector<std::vector<int32_t>>& windows,
 }
 
 absl::StatusOr<std::vector<std::vector<int32_t>>> ReadWindows(
-    const CalibrationSpec& spec, const std::filesystem::path& checkpoint) {
+    const CalibrationSpec& spec, const std::filesystem::path& checkpoint, int64_t vocab) {
   NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer, Tokenizer::Load(checkpoint));
   NIBBLE_ASSIGN_OR_RETURN(const std::string text,
                           ReadCorpus(spec.corpus, spec.first_text, spec.last_text));
-  return CutWindows(*tokenizer, text, spec.window_tokens, spec.windows);
+  return CutWindows(*tokenizer, vocab, text, spec.window_tokens, spec.windows);
 }
 
 }  // namespace
@@ -50,7 +50,7 @@ absl::StatusOr<Calibration> Calibration::Embed(const CalibrationSpec& spec,
                                                const std::filesystem::path& checkpoint,
                                                const DecoderLoader& loader,
                                                const std::filesystem::path& folder) {
-  NIBBLE_ASSIGN_OR_RETURN(const auto windows, ReadWindows(spec, checkpoint));
+  NIBBLE_ASSIGN_OR_RETURN(const auto windows, ReadWindows(spec, checkpoint, loader.config().vocab));
   NIBBLE_ASSIGN_OR_RETURN(const DecoderEnds ends, loader.LoadEnds());
   const at::TensorOptions options = loader.options();
   const int64_t tokens = static_cast<int64_t>(windows.size()) * spec.window_tokens;

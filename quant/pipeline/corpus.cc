@@ -1,5 +1,7 @@
 #include "quant/pipeline/corpus.h"
 
+#include <algorithm>
+
 #include "quant/base/status_macros.h"
 #include "quant/base/strings.h"
 #include "quant/model/checkpoint/json.h"
@@ -61,11 +63,16 @@ absl::StatusOr<std::string> ReadCorpus(const std::filesystem::path& file, int64_
 }
 
 absl::StatusOr<std::vector<std::vector<int32_t>>> CutWindows(const Tokenizer& tokenizer,
-                                                             std::string_view text,
+                                                             int64_t vocab, std::string_view text,
                                                              int64_t window_tokens,
                                                              int64_t max_windows) {
   NIBBLE_ASSIGN_OR_RETURN(const std::vector<int32_t> tokens,
                           tokenizer.Encode(text, SpecialTokens::kAdd));
+  if (const auto most = std::ranges::max_element(tokens); most != tokens.end() && *most >= vocab) {
+    return absl::InvalidArgumentError(StrCat("tokenizer: found the token id ", *most,
+                                             " in the text, expected 0 to ", vocab - 1,
+                                             ", the model's vocabulary"));
+  }
   const int64_t available = static_cast<int64_t>(tokens.size()) / window_tokens;
   if (available < std::max<int64_t>(max_windows, 1)) {
     return absl::InvalidArgumentError(StrCat("windows: found text for ", available, " of ",

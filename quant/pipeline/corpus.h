@@ -18,9 +18,10 @@ absl::StatusOr<std::string> ReadCorpus(const std::filesystem::path& file, int64_
                                        int64_t last_text);
 
 // The text tokenized once (with the tokenizer's own BOS rule), cut into windows without overlap,
-// the last partial one dropped. `max_windows` 0: all; more than there are is INVALID_ARGUMENT.
+// the last partial one dropped. `max_windows` 0: all; more than there are is INVALID_ARGUMENT, and
+// so is a token that is none of a model's `vocab`.
 absl::StatusOr<std::vector<std::vector<int32_t>>> CutWindows(const Tokenizer& tokenizer,
-                                                             std::string_view text,
+                                                             int64_t vocab, std::string_view text,
                                                              int64_t window_tokens,
                                                              int64_t max_windows);
 

@@ -61,9 +61,10 @@ absl::StatusOr<Perplexity> EvaluatePerplexity(const Decoder& decoder,
 absl::StatusOr<std::vector<std::vector<int32_t>>> EvaluationWindows(
     const std::filesystem::path& model, const std::filesystem::path& corpus,
     int64_t window_tokens) {
+  NIBBLE_ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(model));
   NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer, Tokenizer::Load(model));
   NIBBLE_ASSIGN_OR_RETURN(const std::string text, ReadCorpus(corpus, 0, 0));
-  return CutWindows(*tokenizer, text, window_tokens, 0);
+  return CutWindows(*tokenizer, config.vocab, text, window_tokens, 0);
 }
 
 }  // namespace nibble

@@ -126,7 +126,7 @@ class Profiler {
                             ReadCorpus(spec_.corpus, spec_.first_text, spec_.last_text));
     NIBBLE_ASSIGN_OR_RETURN(
         const auto windows,
-        CutWindows(*tokenizer, text, WindowTokens(spec_, config_), spec_.windows));
+        CutWindows(*tokenizer, config_.vocab, text, WindowTokens(spec_, config_), spec_.windows));
     NIBBLE_ASSIGN_OR_RETURN(const DecoderEnds ends, loader_.LoadEnds());
     int64_t first_token = 0;
     for (const std::vector<int32_t>& tokens : windows) {

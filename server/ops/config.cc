@@ -68,6 +68,10 @@ void AddOptions(CLI::App& app, Config& config) {
                  "Bytes that uploads may fill the data root to; 0: no limit")
       ->capture_default_str()
       ->check(CLI::Range(int64_t{0}, INT64_MAX));
+  app.add_option("--keepalive-seconds", config.keepalive_seconds,
+                 "A client that is silent so long is asked for a sign, and given up after as long")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 3600));
   app.add_option("--log-level", config.log_level, "Least level that is logged")
       ->capture_default_str()
       ->check(CLI::IsMember({"debug", "info", "warn", "error"}));

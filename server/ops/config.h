@@ -24,6 +24,7 @@ struct Config {
   int worker_threads = 0;               // CPU threads of all workers; 0: as many as there are CPUs
   int64_t kv_bytes = int64_t{1} << 30;  // KV cache of each loaded model
   int64_t quota_bytes = 0;              // of the data root, for uploads; 0: none
+  int keepalive_seconds = 20;           // a client that is silent so long is asked, then given up
   std::string log_level = "info";       // debug, info, warn, error
   std::string worker_name;              // of the role kWorker
 };

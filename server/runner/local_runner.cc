@@ -2,6 +2,7 @@
 #include <c10/core/InferenceMode.h>
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <utility>
 
@@ -82,18 +83,22 @@ class LocalRunner : public ModelRunner {
       const int64_t count = static_cast<int64_t>(wanted.size());
       for (int64_t begin = 0; begin < count; begin += kLogitRows) {
         const int64_t rows = std::min(kLogitRows, count - begin);
-        Answer(inputs, hidden, absl::MakeConstSpan(wanted).subspan(begin, rows), outputs);
+        NIBBLE_RETURN_IF_ERROR(
+            Answer(inputs, hidden, absl::MakeConstSpan(wanted).subspan(begin, rows), outputs));
       }
       return outputs;
     });
   }
 
  private:
-  void Answer(const StepInputs& inputs, const at::Tensor& hidden,
-              absl::Span<const WantedRow> wanted, StepOutputs& outputs) const {
+  absl::Status Answer(const StepInputs& inputs, const at::Tensor& hidden,
+                      absl::Span<const WantedRow> wanted, StepOutputs& outputs) const {
     std::vector<int64_t> rows;
     for (const WantedRow& row : wanted) rows.push_back(row.row);
     const at::Tensor logits = decoder_->Logits(hidden, rows).contiguous();
+    if (!std::isfinite(logits.sum(at::kDouble).item<double>())) {
+      return absl::InternalError("logits: found NaN or infinities, expected finite numbers");
+    }
     const int64_t vocab = logits.size(1);
     for (size_t i = 0; i < wanted.size(); ++i) {
       const absl::Span<float> row(logits.data_ptr<float>() + static_cast<int64_t>(i) * vocab,
@@ -106,6 +111,7 @@ class LocalRunner : public ModelRunner {
       }
       if (wanted[i].sample) Sample(input, row, output);
     }
+    return absl::OkStatus();
   }
 
   static void Sample(const SequenceInput& input, absl::Span<float> logits, SequenceOutput& output) {

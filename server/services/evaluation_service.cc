@@ -97,8 +97,8 @@ class Evaluation : public StreamWriter<v1::EvaluatePerplexityResponse> {
     NIBBLE_ASSIGN_OR_RETURN(const std::string text,
                             ReadCorpus(corpus_, ref.first_text(), ref.last_text()));
     NIBBLE_RETURN_IF_ERROR(Aborted());
-    NIBBLE_ASSIGN_OR_RETURN(windows_,
-                            CutWindows(*model_->tokenizer, text, window, request_.windows()));
+    NIBBLE_ASSIGN_OR_RETURN(windows_, CutWindows(*model_->tokenizer, model_->config.vocab, text,
+                                                 window, request_.windows()));
     return absl::OkStatus();
   }
 

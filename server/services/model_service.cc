@@ -50,6 +50,12 @@ absl::StatusOr<std::optional<Compute>> CheckLoad(const v1::LoadOptions& options)
   return options.compute() == v1::COMPUTE_F32 ? Compute::kF32 : Compute::kBf16;
 }
 
+// Of a folder that will be listed.
+absl::Status CheckShown(const std::filesystem::path& path) {
+  NIBBLE_ASSIGN_OR_RETURN(const ModelFolder folder, ReadModelFolder(path));
+  return ModelMessage(folder, {}, /*report=*/true).status();
+}
+
 }  // namespace
 
 ModelService::ModelService(Registry& registry, JobStore& jobs, absl::Mutex& names,
@@ -60,7 +66,8 @@ ModelService::ModelService(Registry& registry, JobStore& jobs, absl::Mutex& name
       metrics_(metrics),
       uploads_({.root = registry.root(),
                 .quota_bytes = quota_bytes,
-                .check_free = [this](const std::string& name) { return CheckNoJob(name); }},
+                .check_free = [this](const std::string& name) { return CheckNoJob(name); },
+                .check_model = CheckShown},
                names) {}
 
 absl::Status ModelService::CheckNoJob(const std::string& name) {
@@ -105,9 +112,9 @@ absl::Status ModelService::List(const v1::ListModelsRequest& request,
   std::vector<std::string> unreadable;
   for (const ModelFolder& folder : ListModelFolders(registry_.root(), &unreadable)) {
     if (folder.name <= page.after) continue;
-    NIBBLE_ASSIGN_OR_RETURN(v1::Model model,
-                            ModelMessage(folder, registry_.StatusOf(folder.name), false));
-    const v1::ModelVersion& version = model.versions(0);
+    absl::StatusOr<v1::Model> model = ModelMessage(folder, registry_.StatusOf(folder.name), false);
+    if (!model.ok()) continue;  // as unreadable as those; GetModel says why
+    const v1::ModelVersion& version = model->versions(0);
     if (request.kind() != v1::MODEL_KIND_UNSPECIFIED && request.kind() != version.kind()) continue;
     const auto& states = request.states();
     if (!states.empty() && std::ranges::find(states, version.state()) == states.end()) continue;
@@ -115,9 +122,9 @@ absl::Status ModelService::List(const v1::ListModelsRequest& request,
       response.set_next_page_token(PageToken(response.models(page.size - 1).name()));
       break;
     }
-    NIBBLE_ASSIGN_OR_RETURN(*model.mutable_versions(0)->mutable_job_id(),
+    NIBBLE_ASSIGN_OR_RETURN(*model->mutable_versions(0)->mutable_job_id(),
                             jobs_.MakerOf(folder.name));
-    *response.add_models() = std::move(model);
+    *response.add_models() = *std::move(model);
   }
   return absl::OkStatus();
 }

@@ -87,7 +87,9 @@ absl::Status CheckWindows(const JobPlan& plan) {
       const std::string text,
       ReadCorpus(calibration.corpus, calibration.first_text, calibration.last_text));
   NIBBLE_ASSIGN_OR_RETURN(const auto tokenizer, LoadTokenizer(plan.checkpoint, "model"));
-  return CutWindows(*tokenizer, text, calibration.window_tokens, calibration.windows).status();
+  NIBBLE_ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(plan.checkpoint));
+  return CutWindows(*tokenizer, config.vocab, text, calibration.window_tokens, calibration.windows)
+      .status();
 }
 
 grpc::ServerUnaryReactor* Answer(grpc::CallbackServerContext* context, RpcTimer& timer,

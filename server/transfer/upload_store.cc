@@ -5,12 +5,11 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cstring>
-#include <fstream>
 #include <system_error>
 #include <utility>
 
 #include "absl/time/clock.h"
+#include "quant/base/files.h"
 #include "quant/base/sha256.h"
 #include "quant/base/status_macros.h"
 #include "quant/base/strings.h"
@@ -26,15 +25,11 @@ namespace fs = std::filesystem;
 
 constexpr size_t kMostFiles = 10'000;
 constexpr char kSpec[] = ".upload.json";  // no file's name begins so
-constexpr char kPart[] = ".part";         // of a file that is not complete
+constexpr char kNewSpec[] = ".upload.json.new";
+constexpr char kPart[] = ".part";  // of a file that is not complete
 
 absl::Status Invalid(std::string_view field, std::string_view found, std::string_view expected) {
   return FieldError(absl::StatusCode::kInvalidArgument, field, found, expected);
-}
-
-absl::Status IoError(const fs::path& path, std::string_view action, int error) {
-  const std::string message = StrCat(path.string(), ": ", action, ": ", std::strerror(error));
-  return error == ENOSPC ? absl::ResourceExhaustedError(message) : absl::InternalError(message);
 }
 
 bool IsSha256(std::string_view text) {
@@ -106,7 +101,7 @@ int64_t SizeOf(const fs::path& file) {
 absl::Status Remove(const fs::path& path) {
   std::error_code error;
   fs::remove_all(path, error);
-  return error ? IoError(path, "remove", error.value()) : absl::OkStatus();
+  return error ? FileError(path, "remove", error.value()) : absl::OkStatus();
 }
 
 absl::StatusOr<int64_t> BytesUnder(const fs::path& folder) {
@@ -117,7 +112,7 @@ absl::StatusOr<int64_t> BytesUnder(const fs::path& folder) {
     std::error_code gone;  // while we look
     if (entry->is_regular_file(gone)) bytes += SizeOf(entry->path());
   }
-  if (error) return IoError(folder, "read", error.value());
+  if (error) return FileError(folder, "read", error.value());
   return bytes;
 }
 
@@ -132,7 +127,7 @@ absl::Status Upload::Restore() {
     UploadProgress& progress = progress_.emplace_back();
     progress.complete = fs::exists(folder_ / file.path, error);
     progress.received = progress.complete ? file.size : SizeOf(folder_ / StrCat(file.path, kPart));
-    if (error) return IoError(folder_, "read", error.value());
+    if (error) return FileError(folder_, "read", error.value());
   }
   return absl::OkStatus();
 }
@@ -150,7 +145,7 @@ absl::Status Upload::StartFile(const std::string& path, int64_t offset) {
   if (progress.complete) return absl::OkStatus();
   const fs::path part = folder_ / StrCat(path, kPart);
   file_ = FileDescriptor(open(part.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644));
-  if (!file_.valid()) return IoError(part, "open", errno);
+  if (!file_.valid()) return FileError(part, "open", errno);
   return found->size == progress.received ? FinishFile() : absl::OkStatus();
 }
 
@@ -166,7 +161,7 @@ absl::Status Upload::Append(std::string_view bytes) {
   while (!bytes.empty()) {
     const ssize_t count = write(file_.get(), bytes.data(), bytes.size());
     if (count < 0 && errno == EINTR) continue;
-    if (count < 0) return IoError(folder_ / file.path, "write", errno);
+    if (count < 0) return FileError(folder_ / file.path, "write", errno);
     progress.received += count;
     store_.Received(spec_.id, count);
     bytes.remove_prefix(static_cast<size_t>(count));
@@ -177,7 +172,7 @@ absl::Status Upload::Append(std::string_view bytes) {
 absl::Status Upload::FinishFile() {
   const UploadFile& file = spec_.files[current_];
   const fs::path part = folder_ / StrCat(file.path, kPart);
-  if (fsync(file_.get()) != 0) return IoError(part, "fsync", errno);
+  if (fsync(file_.get()) != 0) return FileError(part, "fsync", errno);
   file_.Reset();
   NIBBLE_ASSIGN_OR_RETURN(const std::string found, Sha256File(part));
   if (found != file.sha256) {
@@ -189,7 +184,7 @@ absl::Status Upload::FinishFile() {
   }
   std::error_code error;
   fs::rename(part, folder_ / file.path, error);
-  if (error) return IoError(part, "rename", error.value());
+  if (error) return FileError(part, "rename", error.value());
   progress_[current_].complete = true;
   return absl::OkStatus();
 }
@@ -198,8 +193,10 @@ absl::Status Upload::CheckContent() const {
   if (spec_.corpus) return absl::OkStatus();
   NIBBLE_RETURN_IF_ERROR(LoadModelConfig(folder_).status());
   NIBBLE_RETURN_IF_ERROR(TensorSource::Open(folder_).status());
-  return IsArtifact(folder_) ? ReadArtifact(folder_, Verify::kChecksums).status()
-                             : absl::OkStatus();
+  if (IsArtifact(folder_)) {
+    NIBBLE_RETURN_IF_ERROR(ReadArtifact(folder_, Verify::kChecksums).status());
+  }
+  return store_.options_.check_model(folder_);
 }
 
 absl::Status Upload::Commit() {
@@ -209,19 +206,20 @@ absl::Status Upload::Commit() {
                                                 progress_[i].received, " bytes, expected ",
                                                 spec_.files[i].size));
   }
-  NIBBLE_RETURN_IF_ERROR(CheckContent());
+  if (absl::Status content = CheckContent(); !content.ok()) {
+    NIBBLE_RETURN_IF_ERROR(Discard());  // the same files will never be a model
+    return content;
+  }
   absl::MutexLock lock(&store_.names_);
   NIBBLE_RETURN_IF_ERROR(store_.CheckNameLocked(spec_));
   const fs::path target = store_.Target(spec_);
-  std::error_code error;
   if (spec_.corpus) {
-    fs::rename(folder_ / spec_.name, target, error);
-  } else {
-    NIBBLE_RETURN_IF_ERROR(Remove(folder_ / kSpec));
-    fs::rename(folder_, target, error);
+    NIBBLE_RETURN_IF_ERROR(ReplaceFile(folder_ / spec_.name, target));
+    return Remove(folder_);
   }
-  if (error) return IoError(target, "rename", error.value());
-  return Remove(folder_);
+  NIBBLE_RETURN_IF_ERROR(Remove(folder_ / kSpec));
+  NIBBLE_RETURN_IF_ERROR(SyncFolder(folder_));
+  return ReplaceFile(folder_, target);
 }
 
 absl::Status Upload::Discard() {
@@ -284,7 +282,7 @@ absl::Status UploadStore::Reserve(const Upload& upload) {
   if (quota && *quota - others < missing) return refuse("quota", *quota);
   std::error_code error;
   const auto space = fs::space(options_.root.folder, error);
-  if (error) return IoError(options_.root.folder, "read", error.value());
+  if (error) return FileError(options_.root.folder, "read", error.value());
   const auto free = static_cast<int64_t>(space.available);
   return free - others < missing ? refuse("disk", free) : absl::OkStatus();
 }
@@ -322,11 +320,10 @@ absl::StatusOr<std::unique_ptr<Upload>> UploadStore::Open(const UploadSpec& spec
   NIBBLE_RETURN_IF_ERROR(Reserve(*upload));
   NIBBLE_RETURN_IF_ERROR(Remove(folder));
   fs::create_directories(folder, error);
-  if (error) return IoError(folder, "create", error.value());
-  std::ofstream file(folder / kSpec);
-  file << SpecJson(spec).dump();
-  file.close();
-  if (!file) return IoError(folder / kSpec, "write", EIO);
+  if (error) return FileError(folder, "create", error.value());
+  // Whole or not at all: an upload is known by it.
+  NIBBLE_RETURN_IF_ERROR(WriteFile(folder / kNewSpec, SpecJson(spec).dump()));
+  NIBBLE_RETURN_IF_ERROR(ReplaceFile(folder / kNewSpec, folder / kSpec));
   return upload;
 }
 
@@ -348,7 +345,7 @@ absl::Status UploadStore::Sweep() {
     }
     if (newest < oldest) NIBBLE_RETURN_IF_ERROR(Remove(entry.path()));
   }
-  return error ? IoError(options_.root.uploads(), "read", error.value()) : absl::OkStatus();
+  return error ? FileError(options_.root.uploads(), "read", error.value()) : absl::OkStatus();
 }
 
 }  // namespace nibble

@@ -58,8 +58,8 @@ class Upload {
   // bytes are dropped; RESOURCE_EXHAUSTED when the disk is full.
   absl::Status Append(std::string_view bytes);
   // Makes the model or corpus appear. FAILED_PRECONDITION with bytes missing, INVALID_ARGUMENT for
-  // what is no model, DATA_LOSS for an artifact that does not match itself, ALREADY_EXISTS when the
-  // name was taken meanwhile.
+  // what is no model, DATA_LOSS for an artifact that does not match itself: then it is discarded.
+  // ALREADY_EXISTS when the name was taken meanwhile.
   absl::Status Commit();
   absl::Status Discard();
   // In the order of the spec's files; empty after Discard.
@@ -93,6 +93,9 @@ class UploadStore {
     std::function<absl::Status(const std::string& name)> check_free = [](const std::string&) {
       return absl::OkStatus();
     };
+    // Says what a model's folder lacks to be shown; called before it gets its name.
+    std::function<absl::Status(const std::filesystem::path& folder)> check_model =
+        [](const std::filesystem::path&) { return absl::OkStatus(); };
   };
   // `names` is held while a name is checked and taken.
   UploadStore(Options options, absl::Mutex& names) : options_(std::move(options)), names_(names) {}

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <array>
+#include <chrono>
 #include <fstream>
 #include <memory>
 #include <sstream>
@@ -184,21 +185,24 @@ TEST_F(HandoverTest, APushKilledInTheMiddleGoesOn) {
             Sha256File(weights).value());
 }
 
-// `nibble models push`, whose lines of progress wait to be read: it goes on only as they are.
-class PushProcess {
+// `nibble`, whose lines of progress wait to be read: it goes on only as they are.
+class CliProcess {
  public:
-  PushProcess(const std::string& server, const std::filesystem::path& folder) {
+  using Environment = std::vector<std::pair<std::string, std::string>>;
+  CliProcess(const std::string& server, std::vector<std::string> words,
+             const Environment& environment = {}) {
     std::array<int, 2> ends{};
     EXPECT_EQ(pipe(ends.data()), 0);
     EXPECT_GT(fcntl(ends[1], F_SETPIPE_SZ, 4096), 0);
-    const std::vector<std::string> words = {NIBBLE_PATH, "--server",      server, "models",
-                                            "push",      folder.string(), "tiny"};
+    words.insert(words.begin(), {NIBBLE_PATH, "--server", server});
     std::vector<char*> argv;
     for (const std::string& word : words) argv.push_back(const_cast<char*>(word.c_str()));
     argv.push_back(nullptr);
     pid_ = fork();
     if (pid_ == 0) {
       prctl(PR_SET_PDEATHSIG, SIGKILL);
+      setpgid(0, 0);
+      for (const auto& [name, value] : environment) setenv(name.c_str(), value.c_str(), 1);
       dup2(ends[1], STDERR_FILENO);
       execv(argv[0], argv.data());
       _exit(127);
@@ -206,9 +210,9 @@ class PushProcess {
     close(ends[1]);
     progress_ = fdopen(ends[0], "r");
   }
-  ~PushProcess() { fclose(progress_); }
-  PushProcess(const PushProcess&) = delete;
-  PushProcess& operator=(const PushProcess&) = delete;
+  ~CliProcess() { fclose(progress_); }
+  CliProcess(const CliProcess&) = delete;
+  CliProcess& operator=(const CliProcess&) = delete;
 
   bool ReadLine() {
     std::array<char, 512> line{};
@@ -218,6 +222,13 @@ class PushProcess {
     kill(pid_, SIGKILL);
     waitpid(pid_, nullptr, 0);
   }
+  // As a terminal does: it and what it started.
+  void Interrupt() {
+    kill(-pid_, SIGINT);
+    waitpid(pid_, nullptr, 0);
+  }
+  // Its machine still has the connection, and nobody answers on it.
+  void Freeze() { kill(pid_, SIGSTOP); }
 
  private:
   pid_t pid_ = 0;
@@ -230,7 +241,7 @@ TEST_F(HandoverTest, AClientKilledInTheMiddleGoesOn) {
   std::ofstream(source_ / name) << 'a';
   std::filesystem::resize_file(source_ / name, int64_t{64} << 20);
   Server server(Root("server"));
-  PushProcess push(server.address(), source_);
+  CliProcess push(server.address(), {"models", "push", source_.string(), "tiny"});
   for (int i = 0; i < 10; ++i) ASSERT_TRUE(push.ReadLine());
   push.Kill();
   v1::GetModelRequest get;
@@ -249,6 +260,52 @@ TEST_F(HandoverTest, AClientKilledInTheMiddleGoesOn) {
   EXPECT_LT(first, int64_t{50} << 20) << "was not killed in the middle";
   EXPECT_EQ(Sha256File(server.root() / "models" / "tiny" / name).value(),
             Sha256File(source_ / name).value());
+}
+
+TEST_F(HandoverTest, AnInterruptedImportLeavesNothing) {
+  Server server(Root("server"));
+  const std::filesystem::path temporary = Root("temporary");
+  const std::filesystem::path python = folder_.path() / "python";
+  // -m nibble_import hf SOURCE OUT, in the midst of it.
+  std::ofstream(python) << "#!/bin/sh\nmkdir \"$5\" && echo \"$5\" >&2 && exec sleep 1000\n";
+  std::filesystem::permissions(python, std::filesystem::perms::owner_all);
+  CliProcess import(server.address(), {"import", "hf", source_.string(), "tiny"},
+                    {{"NIBBLE_PYTHON", python.string()}, {"TMPDIR", temporary.string()}});
+  ASSERT_TRUE(import.ReadLine());
+  EXPECT_FALSE(std::filesystem::is_empty(temporary));
+  import.Interrupt();
+  const auto begin = std::chrono::steady_clock::now();
+  while (!std::filesystem::is_empty(temporary)) {
+    ASSERT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(60));
+  }
+}
+
+TEST_F(HandoverTest, AnImportOfATakenNameEndsBeforeItConverts) {
+  Server server(Root("server"));
+  ASSERT_TRUE(PushModel(server.client(), source_, "tiny", Ignore).ok());
+  std::ostringstream out, err;
+  EXPECT_EQ(RunCli({"--server", server.address(), "import", "hf", "/nowhere", "tiny"},
+                   {.out = out, .err = err}),
+            1);
+  EXPECT_THAT(err.str(), HasSubstr("found a model 'tiny' on the server"));
+}
+
+TEST_F(HandoverTest, AClientThatFellSilentIsGivenUp) {
+  const std::string name(120, 'a');
+  std::ofstream(source_ / name) << 'a';
+  std::filesystem::resize_file(source_ / name, int64_t{64} << 20);
+  Server server(Root("server"), {"--keepalive-seconds", "1"});
+  CliProcess push(server.address(), {"models", "push", source_.string(), "tiny"});
+  for (int i = 0; i < 10; ++i) ASSERT_TRUE(push.ReadLine());
+  push.Freeze();
+  const auto begin = std::chrono::steady_clock::now();
+  absl::Status status;
+  do {  // until the upload is free again
+    status = PushModel(server.client(), source_, "tiny", Ignore);
+  } while (absl::IsAborted(status) &&
+           std::chrono::steady_clock::now() - begin < std::chrono::seconds(60));
+  EXPECT_TRUE(status.ok()) << status;
+  push.Kill();
 }
 
 TEST_F(HandoverTest, TheCommandLineImportsPushesAndPulls) {
@@ -302,6 +359,45 @@ TEST_F(HandoverTest, APullTakesUpWhatAnEarlierOneLeft) {
   EXPECT_TRUE(
       absl::IsNotFound(PullModel(server.client(), "nobody", folder_.path() / "out3", Ignore)));
   EXPECT_FALSE(std::filesystem::exists(folder_.path() / ".out3.partial"));
+}
+
+TEST_F(HandoverTest, AFolderMayBeNamedWithASlash) {
+  Server server(Root("server"));
+  ASSERT_TRUE(PushModel(server.client(), source_ / "", "tiny", Ignore).ok());
+  const std::filesystem::path out = folder_.path() / "out";
+  const absl::Status pulled = PullModel(server.client(), "tiny", out / "", Ignore);
+  ASSERT_TRUE(pulled.ok()) << pulled;
+  EXPECT_EQ(Sha256File(out / "config.json").value(), Sha256File(source_ / "config.json").value());
+  EXPECT_FALSE(std::filesystem::exists(folder_.path() / ".out.partial"));
+}
+
+TEST_F(HandoverTest, AFileThatLeadsNowhereIsNamed) {
+  Server server(Root("server"));
+  std::filesystem::create_symlink(folder_.path() / "gone", source_ / "a.json");
+  const absl::Status status = PushModel(server.client(), source_, "tiny", Ignore);
+  EXPECT_TRUE(absl::IsNotFound(status)) << status;
+  EXPECT_THAT(status.message(), HasSubstr("a.json"));
+}
+
+// Nor does it hide the others.
+TEST_F(HandoverTest, AnArtifactThatCanNotBeShownIsRefused) {
+  Server server(Root("server"));
+  ASSERT_TRUE(PushModel(server.client(), source_, "tiny", Ignore).ok());
+  std::ofstream(source_ / "report.json")
+      << R"({"parameters": 1, "linear_bits_per_weight": 4, "model_bits_per_weight": 4})";
+  const std::string sum = Sha256File(source_ / "model.safetensors").value();
+  std::ofstream(source_ / "nibble.json")
+      << R"({"format_version": 1, "files": {"model.safetensors": ")" << sum
+      << R"("}, "spec": {"lorc_rank": 0, "excluded": []}})";
+  const absl::Status status = PushModel(server.client(), source_, "bare", Ignore);
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
+  EXPECT_THAT(status.message(), HasSubstr("method"));
+  // One that an operator has put there.
+  std::filesystem::copy(source_, server.root() / "artifacts" / "bare");
+  const auto models = server.client().ListModels({});
+  ASSERT_TRUE(models.ok()) << models.status();
+  ASSERT_EQ(models->models_size(), 1);
+  EXPECT_EQ(models->models(0).name(), "tiny");
 }
 
 TEST_F(HandoverTest, TheQuotaIsToldAtTheStart) {

@@ -24,7 +24,11 @@ _PAGE_SIZE = 100
 _RECONNECT_PAUSE = 0.5
 _CHANNEL_OPTIONS = [("grpc.max_receive_message_length", -1),  # reports of large models
                     ("grpc.initial_reconnect_backoff_ms", 200),
-                    ("grpc.max_reconnect_backoff_ms", 2000)]
+                    ("grpc.max_reconnect_backoff_ms", 2000),
+                    # A stream on which nothing comes may be one of a server that is gone.
+                    ("grpc.keepalive_time_ms", 20_000),
+                    ("grpc.keepalive_timeout_ms", 20_000),
+                    ("grpc.http2.max_pings_without_data", 0)]
 
 
 class Client:

@@ -1,5 +1,7 @@
 #include "quant/kernels/cpu/arranged_matrix.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <bit>
 #include <cstring>
@@ -8,7 +10,8 @@
 namespace nibble {
 namespace {
 
-constexpr int64_t kAlignment = 64;
+constexpr int64_t kLineBytes = 64;
+constexpr int64_t kHugePageBytes = int64_t{2} << 20;
 
 int64_t RoundUp(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
@@ -29,9 +32,14 @@ float UnscaledValue(const WeightSpec& spec, uint8_t code, uint8_t zero) {
 
 ArrangedMatrix::ArrangedMatrix(PanelKind kind, int64_t rows, int64_t cols, int64_t group, Isa isa)
     : kind_(kind), rows_(rows), cols_(cols), group_(group), kernels_(&KernelsOf(isa)) {
-  const int64_t bytes = RoundUp(std::max<int64_t>(panel_count() * PanelBytes(), 1), kAlignment);
-  panels_.reset(static_cast<uint8_t*>(std::aligned_alloc(kAlignment, bytes)));
+  // Large ones in huge pages: they are read from end to end for every token.
+  const int64_t needed = std::max<int64_t>(panel_count() * PanelBytes(), 1);
+  const bool huge = needed >= 4 * kHugePageBytes;
+  const int64_t alignment = huge ? kHugePageBytes : kLineBytes;
+  const int64_t bytes = RoundUp(needed, alignment);
+  panels_.reset(static_cast<uint8_t*>(std::aligned_alloc(alignment, bytes)));
   if (panels_ == nullptr) throw std::bad_alloc();
+  if (huge) madvise(panels_.get(), bytes, MADV_HUGEPAGE);  // no matter if there are none
   std::memset(panels_.get(), 0, bytes);
 }
 
@@ -88,6 +96,7 @@ void ArrangedMatrix::Describe(int64_t first_panel, int count, TileInputs& inputs
   inputs.columns = padded_cols();
   inputs.group = group_;
   inputs.panel_count = count;
+  inputs.next = count * PanelBytes();
   const int64_t groups = (padded_cols() + group_ - 1) / group_;
   for (int i = 0; i < count; ++i) {
     const int64_t panel = first_panel + i;

@@ -39,6 +39,7 @@ class ArrangedMatrix {
   int64_t bytes() const;
 
   // Everything of `inputs` that is the matrix's, for panels first_panel .. first_panel + count - 1.
+  // The panels behind them are announced as the next ones.
   void Describe(int64_t first_panel, int count, TileInputs& inputs) const;
   // True values of one row into out[cols].
   void Row(int64_t row, absl::Span<float> out) const;

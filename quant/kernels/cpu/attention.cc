@@ -209,13 +209,12 @@ void WriteToken(const float* k, const float* v, int64_t block, int64_t slot, KvB
 void WriteSegment(const at::Tensor& k, const at::Tensor& v, const Segment& segment,
                   KvBlocks& cache) {
   const int64_t width = k.size(1) * k.size(2);
-  at::parallel_for(0, segment.length, /*grain_size=*/64, [&](int64_t begin, int64_t end) {
-    for (int64_t token = begin; token < end; ++token) {
-      const int64_t position = segment.position + token;
-      const int64_t row = segment.first_row + token;
-      WriteToken(k.data_ptr<float>() + row * width, v.data_ptr<float>() + row * width,
-                 segment.blocks[position / kBlock], position % kBlock, cache);
-    }
+  constexpr int64_t kTokenBlock = 64;  // tokens worth a thread
+  ParallelBlocks(segment.length, kTokenBlock, [&](int64_t token) {
+    const int64_t position = segment.position + token;
+    const int64_t row = segment.first_row + token;
+    WriteToken(k.data_ptr<float>() + row * width, v.data_ptr<float>() + row * width,
+               segment.blocks[position / kBlock], position % kBlock, cache);
   });
 }
 

@@ -1,10 +1,10 @@
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <array>
 #include <cmath>
 
+#include "quant/kernels/cpu/parallel.h"
 #include "quant/kernels/cpu/tensor_kernels.h"
 #include "quant/kernels/device/true_values.h"
 #include "quant/kernels/kernels.h"
@@ -52,10 +52,9 @@ at::Tensor MapRows(const at::Tensor& x, const Function& f) {
   const at::Tensor from = x.contiguous();
   at::Tensor out = at::empty(from.sizes(), at::kFloat);
   const int64_t width = from.size(-1);
-  at::parallel_for(0, from.numel() / width, /*grain_size=*/8, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      f(from.data_ptr<float>() + row * width, out.data_ptr<float>() + row * width);
-    }
+  constexpr int64_t kRowBlock = 8;  // rows worth a thread
+  ParallelBlocks(from.numel() / width, kRowBlock, [&](int64_t row) {
+    f(from.data_ptr<float>() + row * width, out.data_ptr<float>() + row * width);
   });
   return out;
 }

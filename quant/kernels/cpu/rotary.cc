@@ -1,5 +1,6 @@
 #include <ATen/ATen.h>
 
+#include "quant/kernels/cpu/parallel.h"
 #include "quant/kernels/cpu/tensor_kernels.h"
 #include "quant/kernels/kernels.h"
 
@@ -11,7 +12,8 @@ void ApplyRotary(at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
   const int64_t half = x.size(2) / 2;
   const float* all_cos = cos.data_ptr<float>();
   const float* all_sin = sin.data_ptr<float>();
-  for (int64_t token = 0; token < x.size(0); ++token) {
+  constexpr int64_t kTokenBlock = 16;  // tokens worth a thread
+  ParallelBlocks(x.size(0), kTokenBlock, [&](int64_t token) {
     const float* c = all_cos + token * half;
     const float* s = all_sin + token * half;
     for (int64_t head = 0; head < heads; ++head) {
@@ -23,7 +25,7 @@ void ApplyRotary(at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
         low[i] = turned;
       }
     }
-  }
+  });
 }
 
 }  // namespace nibble

@@ -41,6 +41,8 @@ struct TileInputs {
   int64_t group = 0;                    // columns of a full group, a multiple of kColumnStep
   int tokens = 0;
   int panel_count = 0;
+  // So many bytes behind each panel's lies what will be wanted next; 0: unknown. Need not exist.
+  int64_t next = 0;
 };
 
 struct NibblePlace {

@@ -24,6 +24,8 @@
 namespace nibble {
 namespace {
 
+constexpr int64_t kLineBytes = 64;
+
 // How a panel's columns are read: Load takes a step of kStep columns, Column gives one of them.
 template <class Simd>
 struct NibblePanels {
@@ -86,7 +88,11 @@ void MultiplyTile(const TileInputs& inputs, int first_panel, float* totals) {
       typename Panels::Step steps[kPanels];
 #pragma GCC unroll 4
       for (int p = 0; p < kPanels; ++p) {
-        steps[p] = reader.Load(panels[p] + column * Panels::kColumnBytes);
+        const uint8_t* step = panels[p] + column * Panels::kColumnBytes;
+        for (int64_t line = 0; line < Panels::kColumnBytes * Panels::kStep; line += kLineBytes) {
+          __builtin_prefetch(step + inputs.next + line);
+        }
+        steps[p] = reader.Load(step);
       }
 #pragma GCC unroll 4
       for (int c = 0; c < Panels::kStep; ++c) {

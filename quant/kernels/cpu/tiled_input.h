@@ -22,14 +22,13 @@ class TiledInput {
 
   // x: [tokens, width], width <= cols.
   void Fill(const float* x, int64_t width) {
-    at::parallel_for(0, tiles_, /*grain_size=*/4, [&](int64_t begin, int64_t end) {
-      for (int64_t tile = begin; tile < end; ++tile) {
-        const int count = token_count(tile);
-        for (int t = 0; t < count; ++t) {
-          const float* row = x + (first_token(tile) + t) * width;
-          float* to = data(tile) + t;
-          for (int64_t col = 0; col < width; ++col) to[col * count] = row[col];
-        }
+    constexpr int64_t kTileBlock = 4;  // tiles worth a thread
+    ParallelBlocks(tiles_, kTileBlock, [&](int64_t tile) {
+      const int count = token_count(tile);
+      for (int t = 0; t < count; ++t) {
+        const float* row = x + (first_token(tile) + t) * width;
+        float* to = data(tile) + t;
+        for (int64_t col = 0; col < width; ++col) to[col * count] = row[col];
       }
     });
   }

@@ -62,7 +62,22 @@ bool IsPlainFileName(const std::string& name) {
   return !name.empty() && name[0] != '.' && name.find('/') == std::string::npos;
 }
 
+// Weights that came beside the artifact's own would be read unchecked.
+absl::Status CheckAllListed(const std::filesystem::path& folder, const JsonObject& files) {
+  std::error_code error;
+  for (auto entry = std::filesystem::directory_iterator(folder, error);
+       !error && entry != std::filesystem::directory_iterator(); entry.increment(error)) {
+    const std::string name = entry->path().filename().string();
+    if (!name.ends_with(".safetensors") || files.Has(name)) continue;
+    return absl::DataLossError(
+        StrCat(entry->path().string(), ": found the file, expected its sha256 in ", kManifest));
+  }
+  if (error) return absl::InternalError(StrCat(folder.string(), ": ", error.message()));
+  return absl::OkStatus();
+}
+
 absl::Status CheckSums(const std::filesystem::path& folder, const JsonObject& files) {
+  NIBBLE_RETURN_IF_ERROR(CheckAllListed(folder, files));
   for (const auto& [name, expected] : files.fields()) {
     if (!IsPlainFileName(name) || !expected.is_string()) {
       return files.Unexpected(name, "a plain file name and its sha256");
@@ -76,20 +91,12 @@ absl::Status CheckSums(const std::filesystem::path& folder, const JsonObject& fi
   return absl::OkStatus();
 }
 
-absl::Status CopyBytes(const TensorSource& tensors, const std::string& name, DType dtype,
-                       std::vector<int64_t> shape, void* out, size_t bytes) {
+absl::StatusOr<TensorView> FindTyped(const TensorSource& tensors, const std::string& name,
+                                     DType dtype, const std::vector<int64_t>& shape) {
   NIBBLE_ASSIGN_OR_RETURN(const TensorView view, tensors.Find(name, shape));
-  if (view.dtype != dtype) {
-    return absl::InvalidArgumentError(
-        StrCat(name, ": found dtype ", DTypeName(view.dtype), ", expected ", DTypeName(dtype)));
-  }
-  if (view.bytes.size() != bytes) {
-    return absl::InvalidArgumentError(
-        StrCat(name, ": found ", view.bytes.size(), " bytes, expected ", bytes));
-  }
-  std::memcpy(out, view.bytes.data(), bytes);
-  tensors.Release(view);
-  return absl::OkStatus();
+  if (view.dtype == dtype) return view;
+  return absl::InvalidArgumentError(
+      StrCat(name, ": found dtype ", DTypeName(view.dtype), ", expected ", DTypeName(dtype)));
 }
 
 template <class T>
@@ -146,15 +153,27 @@ absl::StatusOr<ArtifactSpec> ReadArtifact(const std::filesystem::path& folder, V
 absl::StatusOr<QuantizedMatrix> ReadQuantizedMatrix(const TensorSource& tensors,
                                                     std::string_view name, const WeightSpec& spec,
                                                     int64_t rows, int64_t cols) {
-  QuantizedMatrix matrix = MakeQuantizedMatrix(spec, rows, cols);
+  QuantizedMatrix matrix;
+  matrix.spec = spec;
+  matrix.rows = rows;
+  matrix.cols = cols;
+  // First that all are there: no memory is taken for a shape that the files do not have.
+  std::vector<TensorView> views;
   absl::Status status;
-  VisitTensors(matrix,
-               [&](std::string_view suffix, DType dtype, std::vector<int64_t> shape, auto& buffer) {
-                 if (!status.ok()) return;
-                 status = CopyBytes(tensors, StrCat(name, suffix), dtype, std::move(shape),
-                                    buffer.data(), buffer.size() * sizeof(buffer[0]));
-               });
+  VisitTensors(matrix, [&](std::string_view suffix, DType dtype, const std::vector<int64_t>& shape,
+                           const auto&) {
+    if (!status.ok()) return;
+    const auto view = FindTyped(tensors, StrCat(name, suffix), dtype, shape);
+    status = view.status();
+    if (view.ok()) views.push_back(*view);
+  });
   NIBBLE_RETURN_IF_ERROR(status);
+  matrix = MakeQuantizedMatrix(spec, rows, cols);
+  auto view = views.begin();
+  VisitTensors(matrix, [&](std::string_view, DType, const std::vector<int64_t>&, auto& buffer) {
+    std::memcpy(buffer.data(), view->bytes.data(), buffer.size() * sizeof(buffer[0]));
+    tensors.Release(*view++);
+  });
   NIBBLE_RETURN_IF_ERROR(matrix.Validate(name));
   return matrix;
 }

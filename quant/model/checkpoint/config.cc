@@ -107,6 +107,9 @@ absl::Status ParseRope(const JsonObject& json, ModelConfig& config) {
   constexpr JsonObject::NumberRange kThetas = {.min = 1, .max = 1e12};
   NIBBLE_ASSIGN_OR_RETURN(config.rope_theta, json.Number("rope_theta", kThetas, 10000));
   NIBBLE_RETURN_IF_ERROR(RequireBuilt(json, "partial_rotary_factor", 1.0));
+  if (json.Has("rope_parameters") && json.Has("rope_scaling")) {
+    return json.Unexpected("rope_scaling", "nothing beside rope_parameters");
+  }
   const std::string_view field = json.Has("rope_parameters") ? "rope_parameters" : "rope_scaling";
   if (!json.Has(field)) return absl::OkStatus();
   NIBBLE_ASSIGN_OR_RETURN(const JsonObject rope, json.Object(field));

@@ -2,6 +2,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "quant/base/status_macros.h"
@@ -70,6 +71,12 @@ class TensorReader {
                             device_.is_cuda() ? Upload(name, view) : Widen(name, view));
     tensors_.Release(view);
     if (compute_ == Compute::kBf16) tensor = tensor.to(at::kBFloat16);
+    const auto [least, most] = at::aminmax(tensor);
+    if (!std::isfinite(least.item<float>()) || !std::isfinite(most.item<float>())) {
+      return absl::InvalidArgumentError(StrCat("tensor \"", name, "\": found values from ",
+                                               least.item<float>(), " to ", most.item<float>(),
+                                               ", expected finite numbers"));
+    }
     return tensor.to(type);
   }
 

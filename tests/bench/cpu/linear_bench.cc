@@ -1,7 +1,6 @@
 // The CPU's linear on packed weights: GFLOP/s and weights read by shape, format and tokens, on as
 // many threads as LibTorch uses. NIBBLE_CPU_ISA picks the instructions.
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <chrono>
@@ -10,6 +9,7 @@
 #include <vector>
 
 #include "quant/kernels/cpu/isa.h"
+#include "quant/kernels/cpu/parallel.h"
 #include "quant/kernels/kernels.h"
 
 namespace nibble {
@@ -56,7 +56,7 @@ void Measure(Format format, int64_t rows, int64_t cols) {
 int main() {
   using nibble::Format;
   std::printf("%s, %d threads, groups of 64, M tokens, best of %d\n",
-              std::string(nibble::IsaName(nibble::ActiveIsa())).c_str(), at::get_num_threads(),
+              std::string(nibble::IsaName(nibble::ActiveIsa())).c_str(), nibble::ThreadCount(),
               nibble::kRepeats);
   for (const Format format : {Format::kE2M1, Format::kE4M3}) {
     for (const auto& [rows, cols] :

@@ -33,7 +33,7 @@ void Measure(int32_t streams) {
     EngineRequest request;
     request.prompt.assign(kPrompt, i);
     request.max_tokens = kSteps + 2;
-    scheduler.Submit(static_cast<RequestId>(i + 1), std::move(request), absl::UnixEpoch());
+    scheduler.Submit(static_cast<RequestId>(i) + 1, std::move(request), absl::UnixEpoch());
   }
   std::vector<double> microseconds;
   for (int64_t step = 0; step <= kSteps; ++step) {

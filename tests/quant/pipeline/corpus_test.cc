@@ -4,6 +4,7 @@
 
 #include <fstream>
 
+#include "quant/base/strings.h"
 #include "tests/fixtures/tiny_llama.h"
 #include "tests/temp_folder.h"
 
@@ -58,15 +59,26 @@ TEST_F(CorpusTest, WindowsDoNotOverlapAndTheLastPartIsDropped) {
   ASSERT_TRUE(WriteTinyLlama({}, folder_.path() / "tiny").ok());
   const auto tokenizer = Tokenizer::Load(folder_.path() / "tiny").value();
   const std::string text = "abcdefghijk";  // one token a byte
-  const auto windows = CutWindows(*tokenizer, text, 4, 0).value();
+  const int64_t vocab = tokenizer->vocab_size();
+  const auto windows = CutWindows(*tokenizer, vocab, text, 4, 0).value();
   ASSERT_EQ(windows.size(), 2u);
   const std::vector<int32_t> tokens = tokenizer->Encode(text, SpecialTokens::kAdd).value();
   EXPECT_EQ(windows[0], std::vector<int32_t>(tokens.begin(), tokens.begin() + 4));
   EXPECT_EQ(windows[1], std::vector<int32_t>(tokens.begin() + 4, tokens.begin() + 8));
-  EXPECT_EQ(CutWindows(*tokenizer, text, 4, 1).value().size(), 1u);
-  EXPECT_THAT(CutWindows(*tokenizer, text, 4, 3).status().message(),
+  EXPECT_EQ(CutWindows(*tokenizer, vocab, text, 4, 1).value().size(), 1u);
+  EXPECT_THAT(CutWindows(*tokenizer, vocab, text, 4, 3).status().message(),
               HasSubstr("windows: found text for 2 of 4 tokens, expected at least 3"));
-  EXPECT_FALSE(CutWindows(*tokenizer, "abc", 4, 0).ok());
+  EXPECT_FALSE(CutWindows(*tokenizer, vocab, "abc", 4, 0).ok());
+}
+
+TEST_F(CorpusTest, ATokenThatTheModelDoesNotHaveIsRefused) {
+  ASSERT_TRUE(WriteTinyLlama({}, folder_.path() / "tiny").ok());
+  const auto tokenizer = Tokenizer::Load(folder_.path() / "tiny").value();
+  const int32_t last = tokenizer->Encode("z", SpecialTokens::kNone).value().back();
+  EXPECT_TRUE(CutWindows(*tokenizer, last + 1, "zzzz", 2, 1).ok());
+  const absl::Status status = CutWindows(*tokenizer, last, "zzzz", 2, 1).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(status.message(), HasSubstr(StrCat("token id ", last)));
 }
 
 }  // namespace

@@ -123,6 +123,34 @@ TEST_F(HostileArtifactTest, ForgedTensorsAreRefusedByName) {
   EXPECT_TRUE(Load().ok());
 }
 
+TEST_F(HostileArtifactTest, WeightsBesideTheArtifactsOwnAreFound) {
+  // It is read in the shards' place, and no sum tells that it should not be.
+  ASSERT_TRUE(WriteSafetensors(artifact_ / "model.safetensors", Tensors()).ok());
+  const absl::Status status = Load();
+  EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
+  EXPECT_THAT(status.message(), HasSubstr("model.safetensors"));
+}
+
+TEST_F(HostileArtifactTest, NoMemoryIsTakenForAShapeThatTheFilesDoNotHave) {
+  const auto tensors = TensorSource::Open(artifact_).value();
+  const WeightSpec spec{.format = Format::kE2M1, .group_size = 16};
+  const absl::Status status =
+      ReadQuantizedMatrix(*tensors, kUpProj, spec, int64_t{1} << 40, 1 << 18).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(status.message(), HasSubstr(std::string(kUpProj) + ".weight_codes"));
+}
+
+TEST_F(HostileArtifactTest, AWeightThatIsNoNumberIsNamed) {
+  std::vector<NamedTensor> tensors = Tensors();
+  std::vector<uint8_t>& norm = Find(tensors, "model.norm.weight").bytes;  // bf16
+  norm[2] = 0xc0;
+  norm[3] = 0x7f;
+  Write(tensors);
+  const absl::Status status = Load();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(status.message(), HasSubstr("model.norm.weight"));
+}
+
 TEST_F(HostileArtifactTest, AForgedSpecIsRefused) {
   const auto refuse = [&](const std::function<void(Json&)>& change) {
     const Json good = ReadJsonFile(artifact_ / "nibble.json").value();

@@ -48,6 +48,7 @@ TEST(ParseCommandLine, WhatIsWrongEndsWithANonZeroCode) {
       {"--data-root"},
       {"--data-root", "d", "--unknown"},
       {"--data-root", "d", "--worker-threads", "-1"},
+      {"--data-root", "d", "--keepalive-seconds", "0"},
       {"--data-root", "d", "--serve-threads", "many"},
       {"--data-root", "d", "--kv-bytes", "0"},
       {"--data-root", "d", "--log-level", "loud"},

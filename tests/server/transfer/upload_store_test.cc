@@ -176,8 +176,36 @@ TEST_F(UploadStoreTest, WhatIsNoModelIsNotCommitted) {
   ASSERT_TRUE(SendAll(*upload, 100).ok());
   EXPECT_FALSE(upload->Commit().ok());
   EXPECT_FALSE(FindModel(root_, "model", "tiny").ok());
-  ASSERT_TRUE(upload->Discard().ok());
+  EXPECT_TRUE(std::filesystem::is_empty(root_.uploads())) << "kept what can't be committed";
+}
+
+TEST_F(UploadStoreTest, WhatTheServerCanNotShowIsNotCommitted) {
+  std::filesystem::path checked;
+  UploadStore store({.root = root_,
+                     .check_model =
+                         [&](const std::filesystem::path& folder) {
+                           checked = folder;
+                           return absl::InvalidArgumentError("spec: found nothing");
+                         }},
+                    names_);
+  auto upload = store.Open(spec_).value();
+  ASSERT_TRUE(SendAll(*upload, 1000).ok());
+  EXPECT_THAT(upload->Commit().message(), HasSubstr("spec: found nothing"));
+  EXPECT_EQ(checked, root_.uploads() / "u1");
+  EXPECT_FALSE(FindModel(root_, "model", "tiny").ok());
   EXPECT_TRUE(std::filesystem::is_empty(root_.uploads()));
+}
+
+// As a crash or a full disk leaves it.
+TEST_F(UploadStoreTest, AnUploadWithoutItsSpecBeginsAnew) {
+  { auto upload = store_->Open(spec_).value(); }
+  const std::filesystem::path folder = root_.uploads() / "u1";
+  std::filesystem::rename(folder / ".upload.json", folder / ".upload.json.new");
+  std::filesystem::resize_file(folder / ".upload.json.new", 3);
+  std::ofstream(folder / "config.json.part") << "{";
+  auto upload = store_->Open(spec_).value();
+  ASSERT_TRUE(SendAll(*upload, 1000).ok());
+  EXPECT_TRUE(upload->Commit().ok());
 }
 
 TEST_F(UploadStoreTest, ACorpusIsOneFile) {

@@ -155,6 +155,10 @@ TEST(LlamaConfigTest, ContradictionsAreRefused) {
   ExpectRefused(SmallLlama(), {{"bos_token_id", -1}}, kInvalid, "bos_token_id: found -1");
   ExpectRefused(SmallLlama(), {{"rms_norm_eps", 0}}, kInvalid, "rms_norm_eps: found 0");
   ExpectRefused(SmallLlama(), {{"rope_theta", -1}}, kInvalid, "rope_theta: found -1");
+  ExpectRefused(SmallLlama(),
+                {{"rope_parameters", {{"rope_type", "default"}}},
+                 {"rope_scaling", {{"type", "linear"}, {"factor", 2.0}}}},
+                kInvalid, "beside rope_parameters");
   ExpectRefused(SmallLlama(), {{"tie_word_embeddings", 1}}, kInvalid, "found 1, expected true");
   ExpectRefused(SmallLlama(),
                 {{"rope_scaling",
