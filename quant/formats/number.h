@@ -1,5 +1,5 @@
-// Branch-free arithmetic of the number formats, for loops that the compiler vectorizes. Private to
-// formats/ and the kernels; formats.h is the interface.
+// Branch-free arithmetic of the number formats, for loops that the compiler vectorizes and for
+// CUDA. Private to formats/ and the kernels; formats.h is the interface.
 #pragma once
 
 #include <bit>
@@ -42,7 +42,7 @@ struct Float {
   // Adding 2^(23 - mantissa) units of x's own exponent leaves exactly the format's bits in the sum,
   // rounded to even by the adder; with no mantissa bits an odd unit is the upper one, so ties go
   // up. The exponent is floored at the subnormals', whose step is the same. NaN stays NaN.
-  static float Round(float x) {
+  static constexpr float Round(float x) {
     const uint32_t bits = std::bit_cast<uint32_t>(x);
     float magnitude = std::bit_cast<float>(bits & ~kSignBit);
     magnitude = kMax < magnitude ? kMax : magnitude;
@@ -54,7 +54,7 @@ struct Float {
     return std::bit_cast<float>(std::bit_cast<uint32_t>(rounded) | (bits & kSignBit));
   }
 
-  static uint8_t Encode(float x) {
+  static constexpr uint8_t Encode(float x) {
     const uint32_t bits = std::bit_cast<uint32_t>(Round(x));
     const float magnitude = std::bit_cast<float>(bits & ~kSignBit);
     constexpr uint32_t kRebias = static_cast<uint32_t>(kMinExponent - 1 + 127) << kMantissa;
@@ -66,13 +66,13 @@ struct Float {
 };
 
 // x rounded to an integer, ties to even; |x| <= 2^22.
-inline float RoundToInteger(float x) {
+constexpr float RoundToInteger(float x) {
   constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23
   return (x + kMagic) - kMagic;
 }
 
 // `low` or `high` where x is outside of them; NaN stays NaN.
-inline float Clamp(float x, float low, float high) {
+constexpr float Clamp(float x, float low, float high) {
   x = x < low ? low : x;
   return high < x ? high : x;
 }
@@ -88,8 +88,8 @@ struct Integer {
     const uint32_t low = code & (2 * kSign - 1);
     return static_cast<float>(static_cast<int>(low ^ kSign) - static_cast<int>(kSign));
   }
-  static float Round(float x) { return RoundToInteger(Clamp(x, -kMax, kMax)); }
-  static uint8_t Encode(float x) {
+  static constexpr float Round(float x) { return RoundToInteger(Clamp(x, -kMax, kMax)); }
+  static constexpr uint8_t Encode(float x) {
     return static_cast<uint8_t>(static_cast<int>(Round(x)) & ((1 << kBits) - 1));
   }
 };

@@ -5,56 +5,31 @@
 #include "quant/base/strings.h"
 #include "quant/formats/formats.h"
 #include "quant/formats/number.h"
+#include "quant/formats/weight_steps.h"
 
 namespace nibble {
 namespace {
 
 constexpr std::array<int, 7> kGroupSizes = {16, 32, 64, 128, 256, 512, 1024};
 
-struct CeilFloor {
-  int ceil;
-  int floor;
-};
-
-// log2 of a positive number, rounded both ways without computing a logarithm.
-CeilFloor RoundedLog2(double x) {
-  int exponent;
-  const double fraction = std::frexp(x, &exponent);  // x = fraction * 2^exponent, in [0.5, 1)
-  return {fraction == 0.5 ? exponent - 1 : exponent, exponent - 1};
-}
-
-float LargestMagnitude(absl::Span<const float> values) {
-  float largest = 0;
-  for (const float value : values) largest = std::max(largest, std::fabs(value));
-  return largest;
-}
-
 // Squared error of quantizing `values` with a symmetric scale.
 double SquaredError(Format format, absl::Span<const float> values, float scale) {
   return number::Visit(format, [&](auto type) {
     std::array<double, 4> sums = {};  // partial sums, so that the additions overlap
     for (size_t i = 0; i < values.size(); ++i) {
-      const double error = values[i] - decltype(type)::Round(values[i] / scale) * scale;
+      const double error = number::WeightCode<decltype(type), false>::Error(values[i], scale);
       sums[i % sums.size()] += error * error;
     }
     return (sums[0] + sums[1]) + (sums[2] + sums[3]);
   });
 }
 
-float M2Scale(float row_scale, int k) { return row_scale * number::PowerOfTwo(-k); }
-
 // k of a group with scale `group_scale` and `values`, before the clamp.
 int ChooseM2Exponent(const WeightSpec& spec, absl::Span<const float> values, float group_scale,
                      float row_scale) {
-  const CeilFloor k = RoundedLog2(static_cast<double>(row_scale) / group_scale);
-  if (spec.rounding == M2Rounding::kCeil) return k.ceil;
-  if (spec.rounding == M2Rounding::kFloor) return k.floor;
-  const int low = std::clamp(k.floor, 0, kMaxExponentOffset);
-  const int high = std::clamp(k.ceil, 0, kMaxExponentOffset);
-  if (low == high) return k.ceil;
-  const double coarse = SquaredError(spec.format, values, M2Scale(row_scale, low));
-  const double clipped = SquaredError(spec.format, values, M2Scale(row_scale, high));
-  return coarse < clipped ? k.floor : k.ceil;
+  return number::ChooseM2Exponent(spec.rounding, group_scale, row_scale, [&](float scale) {
+    return SquaredError(spec.format, values, scale);
+  });
 }
 
 int ClampCounted(int value, int low, int high, int* clamped) {
@@ -70,7 +45,7 @@ absl::Span<const float> GroupOf(const WeightSpec& spec, absl::Span<const float> 
 }
 
 void ConstrainRowM1(RowScales& row) {
-  for (const float scale : row.scale) row.exponent.push_back(RoundedLog2(scale).ceil);
+  for (const float scale : row.scale) row.exponent.push_back(number::RoundedLog2(scale).ceil);
   const int largest = *std::max_element(row.exponent.begin(), row.exponent.end());
   for (size_t g = 0; g < row.scale.size(); ++g) {
     row.exponent[g] =
@@ -84,7 +59,7 @@ void ConstrainRowM2(const WeightSpec& spec, absl::Span<const float> values, RowS
   for (size_t g = 0; g < row.scale.size(); ++g) {
     const int k = ChooseM2Exponent(spec, GroupOf(spec, values, g), row.scale[g], row.row_scale);
     row.exponent.push_back(ClampCounted(k, 0, kMaxExponentOffset, &row.clamped));
-    row.scale[g] = M2Scale(row.row_scale, row.exponent[g]);
+    row.scale[g] = number::M2Scale(row.row_scale, row.exponent[g]);
   }
 }
 
@@ -152,19 +127,13 @@ int64_t GroupCount(int64_t cols, int group_size) {
 }
 
 GroupScale ComputeGroupScale(const WeightSpec& spec, absl::Span<const float> values) {
-  if (!spec.asymmetric) {
-    return {std::max(LargestMagnitude(values) / FormatMax(spec.format), kMinScale), 0};
-  }
   float low = 0;
   float high = 0;
   for (const float value : values) {
     low = std::min(low, value);
     high = std::max(high, value);
   }
-  const float levels = static_cast<float>((1 << FormatBits(spec.format)) - 1);
-  // Halves, so that the range of the largest floats does not overflow; exactly range / levels.
-  const float scale = std::max((0.5f * high - 0.5f * low) / (0.5f * levels), kMinScale);
-  return {scale, static_cast<uint8_t>(number::Clamp(std::nearbyint(-low / scale), 0, levels))};
+  return number::VisitWeight(spec, [&](auto code) { return decltype(code)::Scale(low, high); });
 }
 
 RowScales ComputeRowScales(const WeightSpec& spec, absl::Span<const float> row) {
@@ -192,7 +161,7 @@ void UpdateGroupScale(const WeightSpec& spec, absl::Span<const float> values, in
                       RowScales& row) {
   if (spec.constraint == ScaleConstraint::kM2) {
     row.exponent[group] = ConstrainM2(spec, values, row.row_scale, &row.clamped);
-    row.scale[group] = M2Scale(row.row_scale, row.exponent[group]);
+    row.scale[group] = number::M2Scale(row.row_scale, row.exponent[group]);
     return;
   }
   const GroupScale updated = ComputeGroupScale(spec, values);
@@ -203,16 +172,15 @@ void UpdateGroupScale(const WeightSpec& spec, absl::Span<const float> values, in
     const int low = *std::max_element(first, row.exponent.end()) - kMaxExponentOffset;
     int high = 127;
     for (auto e = first; e != first + group; ++e) high = std::min(high, *e + kMaxExponentOffset);
-    row.exponent[group] = ClampCounted(RoundedLog2(updated.scale).ceil, low, high, &row.clamped);
+    row.exponent[group] =
+        ClampCounted(number::RoundedLog2(updated.scale).ceil, low, high, &row.clamped);
     row.scale[group] = number::PowerOfTwo(row.exponent[group]);
   }
 }
 
 uint8_t QuantizeWeight(const WeightSpec& spec, float w, float scale, uint8_t zero) {
-  if (!spec.asymmetric) return EncodeValue(spec.format, w / scale);
-  const float levels = static_cast<float>((1 << FormatBits(spec.format)) - 1);
-  const float steps = number::RoundToInteger(number::Clamp(w / scale, -levels, levels));
-  return static_cast<uint8_t>(number::Clamp(steps + zero, 0, levels));
+  return number::VisitWeight(spec,
+                             [&](auto code) { return decltype(code)::Quantize(w, scale, zero); });
 }
 
 float DequantizeWeight(const WeightSpec& spec, uint8_t code, float scale, uint8_t zero) {

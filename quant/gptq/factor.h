@@ -22,13 +22,12 @@ struct DampedFactor {
 
 // factorize(H + damping * mean(diag H) * I), which returns an undefined tensor when the matrix is
 // not positive definite; damping is then raised tenfold, past 1.0 it is FAILED_PRECONDITION naming
-// `name`.
+// `name`. `hessian` is damped in place.
 absl::StatusOr<DampedFactor> FactorDamped(
-    const std::string& name, const at::Tensor& hessian, double damping,
+    const std::string& name, at::Tensor hessian, double damping,
     const std::function<at::Tensor(const at::Tensor&)>& factorize);
 
-enum class Triangle { kLower, kUpper };
-// Cholesky factor of a matrix, or an undefined tensor when there is none.
-at::Tensor Cholesky(const at::Tensor& matrix, Triangle triangle);
+// Lower Cholesky factor of a matrix, or an undefined tensor when there is none.
+at::Tensor Cholesky(const at::Tensor& matrix);
 
 }  // namespace nibble

@@ -9,6 +9,7 @@
 #include "quant/base/status_macros.h"
 #include "quant/base/strings.h"
 #include "quant/base/torch_status.h"
+#include "quant/gptq/on_cuda.h"
 #include "quant/gptq/rows.h"
 #include "quant/gptq/solver.h"
 
@@ -53,35 +54,39 @@ std::vector<RowScales> InitialScales(const WeightSpec& spec, const at::Tensor& w
   return scales;
 }
 
-// The solve: block by block, the errors of a block spread over all columns behind it by one matrix
-// product. weights: f32 [N, K] in the order of the solve with dead columns zero, replaced by the
-// quantized values. Returns the codes [N, K] in the original order.
-std::vector<uint8_t> SolveColumns(at::Tensor& weights, const GptqFactor& factor,
-                                  const WeightSpec& spec, int64_t block_columns, ScaleSource source,
-                                  std::vector<RowScales>& scales) {
+QuantizedLinear SolveOnCpu(const Solve& solve, at::Tensor& weights) {
+  const WeightSpec& spec = solve.spec;
+  std::vector<RowScales> scales = InitialScales(spec, solve.original, solve.source);
   const int64_t rows = weights.size(0);
   const int64_t cols = weights.size(1);
-  const at::Tensor order = factor.order.contiguous();
-  const at::Tensor hinv = factor.hinv_upper.contiguous();
+  const at::Tensor order = solve.factor.order.contiguous();
+  const at::Tensor hinv = solve.factor.hinv_upper.contiguous();
   float* const weight_data = weights.mutable_data_ptr<float>();
   std::vector<uint8_t> codes(rows * cols);
-  const SolverPlan plan = {&spec, source,
+  const SolverPlan plan = {&spec, solve.source,
                            absl::MakeConstSpan(order.const_data_ptr<int64_t>(), cols),
                            hinv.const_data_ptr<float>(), cols};
-  for (const ColumnBlock& block : MakeBlocks(cols, block_columns, spec.group_size, source)) {
+  for (const ColumnBlock& block :
+       MakeBlocks(cols, solve.block_columns, spec.group_size, solve.source)) {
     const at::Tensor errors = at::empty({rows, block.size()}, at::kFloat);
     float* const error_data = errors.mutable_data_ptr<float>();
     ForEachRow(rows, [&](int64_t row) {
       SolveBlock(plan, block, weight_data + row * cols, scales[row], codes.data() + row * cols,
                  error_data + row * block.size());
     });
-    const at::Tensor behind = hinv.slice(0, block.begin, block.end).slice(1, block.end, cols);
-    weights.slice(1, block.end, cols).addmm_(errors, behind, /*beta=*/1, /*alpha=*/-1);
+    SpreadErrors(hinv, block, errors, weights);
   }
-  return codes;
+  return PackRows(spec, rows, cols, codes, scales);
 }
 
 }  // namespace
+
+void SpreadErrors(const at::Tensor& hinv, const ColumnBlock& block, const at::Tensor& errors,
+                  at::Tensor& weights) {
+  const int64_t cols = hinv.size(1);
+  const at::Tensor behind = hinv.slice(0, block.begin, block.end).slice(1, block.end, cols);
+  weights.slice(1, block.end, cols).addmm_(errors, behind, /*beta=*/1, /*alpha=*/-1);
+}
 
 absl::StatusOr<QuantizedLinear> QuantizeGptq(const std::string& name, const at::Tensor& w,
                                              const GptqFactor& factor, const WeightSpec& spec,
@@ -98,15 +103,14 @@ absl::StatusOr<QuantizedLinear> QuantizeGptq(const std::string& name, const at::
     const ScaleSource source =
         options.act_order ? ScaleSource::kOriginalWeights : ScaleSource::kUpdatedWeights;
     const at::Tensor original = w.masked_fill(factor.dead, 0).contiguous();
-    std::vector<RowScales> scales = InitialScales(spec, original, source);
+    const Solve solve = {spec, factor, original, options.block_columns, source};
     at::Tensor weights = original.index_select(1, factor.order);
-    const std::vector<uint8_t> codes =
-        SolveColumns(weights, factor, spec, options.block_columns, source, scales);
+    NIBBLE_ASSIGN_OR_RETURN(QuantizedLinear result,
+                            w.is_cuda() ? SolveOnCuda(solve, weights) : SolveOnCpu(solve, weights));
     if (!weights.isfinite().all().item<bool>()) {
       return absl::FailedPreconditionError(
           StrCat(name, ": GPTQ's updates overflowed; expected weights that stay finite"));
     }
-    QuantizedLinear result = PackRows(spec, w.size(0), w.size(1), codes, scales);
     result.damping = factor.damping;
     result.damping_escalations = factor.damping_escalations;
     return result;

@@ -1,6 +1,6 @@
 // Quantizing one weight matrix: round-to-nearest, GPTQ (Frantar et al., arXiv 2210.17323) and the
-// low-rank correction LoRC (ZeroQuant-V2, arXiv 2303.08302). Free functions on tensors; what a
-// model is they do not know.
+// low-rank correction LoRC (ZeroQuant-V2, arXiv 2303.08302). Free functions on tensors of one
+// device; what a model is they do not know.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -13,12 +13,12 @@
 
 namespace nibble {
 
-// Sum of x x^T over all tokens seen, f32 [K, K]. Only the upper triangle is summed: matrix()
-// mirrors it, a copy at each call.
+// Sum of x x^T over all tokens seen, f32 [K, K] on `device`. Only the upper triangle is summed:
+// matrix() mirrors it, a copy at each call.
 class Hessian {
  public:
-  explicit Hessian(int64_t cols);
-  // x: f32 [tokens, K].
+  explicit Hessian(int64_t cols, at::Device device = at::kCPU);
+  // x: f32, or bf16 on CUDA [tokens, K]; products of bf16 are exact and summed in f32.
   void Accumulate(const at::Tensor& x);
   at::Tensor matrix() const;
   int64_t tokens() const { return tokens_; }
@@ -53,8 +53,8 @@ absl::StatusOr<GptqFactor> FactorHessian(const std::string& name, const at::Tens
 
 // w: f32 [N, K]. NaN or infinity in w is INVALID_ARGUMENT naming `name`; updates that overflow are
 // FAILED_PRECONDITION. Rows are solved on as many threads as LibTorch uses, which changes no
-// result. In natural order a group's scale sees every update of the columns before it, wherever the
-// group lies in the blocks.
+// result; on CUDA a warp solves a row by the same arithmetic. In natural order a group's scale sees
+// every update of the columns before it, wherever the group lies in the blocks.
 absl::StatusOr<QuantizedLinear> QuantizeRtn(const std::string& name, const at::Tensor& w,
                                             const WeightSpec& spec);
 absl::StatusOr<QuantizedLinear> QuantizeGptq(const std::string& name, const at::Tensor& w,
@@ -70,13 +70,14 @@ struct LorcFactors {
   int damping_escalations = 0;
 };
 // Best rank-r factors of E = W - What. kWeight: plain SVD, sqrt(S) split between the factors.
-// kInput: SVD in the metric of H (hessian: [K, K]; unused for kWeight).
-// rank must be in 1..min(N, K).
+// kInput: SVD in the metric of H (hessian: [K, K]; unused for kWeight). On the CPU to f64's
+// accuracy; of large matrices on CUDA by iteration, capturing within 1e-3 of the most energy. rank
+// must be in 1..min(N, K).
 absl::StatusOr<LorcFactors> ComputeLorc(const std::string& name, const at::Tensor& error,
                                         int64_t rank, LorcMetric metric, const at::Tensor& hessian);
 
-// True values f32 [N, K].
-at::Tensor Dequantize(const QuantizedMatrix& matrix);
+// True values [N, K]: f32, or bf16 on CUDA, rounded once.
+at::Tensor Dequantize(const QuantizedMatrix& matrix, const at::TensorOptions& options = at::kFloat);
 
 // trace(E H E^T) / trace(W H W^T): squared relative output error over the inputs H was summed of.
 double RelativeOutputError(const at::Tensor& w, const at::Tensor& w_hat, const at::Tensor& hessian);

@@ -1,47 +1,41 @@
 #include <algorithm>
+#include <utility>
 
 #include "quant/base/status_macros.h"
 #include "quant/base/strings.h"
 #include "quant/base/torch_status.h"
 #include "quant/gptq/factor.h"
 #include "quant/gptq/gptq.h"
+#include "quant/gptq/left_vectors.h"
 
 namespace nibble {
 namespace {
 
-struct LeftVectors {
-  at::Tensor vectors;  // f64 [N, r], orthonormal; zero where the singular value is 0
-  at::Tensor values;   // f64 [r], falling
-};
+// Above so many rows and columns a GPU iterates.
+constexpr int64_t kExactSide = 512;
 
-// 1 / x, and 0 for 0.
-at::Tensor InverseOrZero(const at::Tensor& x) {
-  return at::where(x > 0, x.reciprocal(), at::zeros_like(x));
+// In f64, or by iteration in f32.
+LeftVectors LeadingLeftVectors(const at::Tensor& m, int64_t rank) {
+  const bool iterate = m.is_cuda() && std::min(m.size(0), m.size(1)) > kExactSide;
+  return iterate ? IteratedLeftVectors(m.to(at::kFloat), rank)
+                 : ExactLeftVectors(m.to(at::kDouble), rank);
 }
 
-// The r leading left singular vectors of M [N, K], from the eigenvectors of the smaller of M M^T
-// and M^T M. f64 holds the square of every singular value that f32 input can resolve.
-LeftVectors LeadingLeftVectors(const at::Tensor& m, int64_t rank) {
-  const bool wide = m.size(0) <= m.size(1);
-  const at::Tensor gram = wide ? m.mm(m.t()) : m.t().mm(m);
-  auto [eigenvalues, eigenvectors] = at::linalg_eigh(gram);  // rising
-  const int64_t first = eigenvalues.size(0) - rank;
-  const at::Tensor values = eigenvalues.slice(0, first).flip(0).clamp_min(0).sqrt();
-  at::Tensor vectors = eigenvectors.slice(1, first).flip(1);
-  if (!wide) vectors = m.mm(vectors) * InverseOrZero(values);
-  return {vectors, values};
+// E R: in f64 on the CPU, in f32 on a GPU.
+at::Tensor Times(const at::Tensor& error, const at::Tensor& root) {
+  const at::ScalarType type = error.is_cuda() ? at::kFloat : at::kDouble;
+  return error.to(type).mm(root.to(type));
 }
 
 // R of the damped H = R R^T: the Frobenius norm of E R is the error of the outputs.
 absl::StatusOr<DampedFactor> MetricRoot(const std::string& name, const at::Tensor& hessian,
                                         int64_t cols) {
-  NIBBLE_ASSIGN_OR_RETURN(const at::Tensor revived, ReviveDeadInputs(name, hessian));
+  NIBBLE_ASSIGN_OR_RETURN(at::Tensor revived, ReviveDeadInputs(name, hessian));
   if (revived.size(0) != cols) {
     return absl::InvalidArgumentError(
         StrCat(name, ": Hessian of ", revived.size(0), " columns; expected ", cols));
   }
-  return FactorDamped(name, revived, GptqOptions().damping,
-                      [](const at::Tensor& matrix) { return Cholesky(matrix, Triangle::kLower); });
+  return FactorDamped(name, std::move(revived), GptqOptions().damping, Cholesky);
 }
 
 }  // namespace
@@ -63,18 +57,18 @@ absl::StatusOr<LorcFactors> ComputeLorc(const std::string& name, const at::Tenso
       return absl::InvalidArgumentError(
           StrCat(name, ": the error to correct holds a NaN or an infinity"));
     }
-    const at::Tensor e = error.to(at::kDouble);
-    at::Tensor m = e;
+    at::Tensor m = error;
     LorcFactors result;
     if (metric == LorcMetric::kInput) {
-      NIBBLE_ASSIGN_OR_RETURN(const DampedFactor root, MetricRoot(name, hessian, e.size(1)));
-      m = e.mm(root.factor);
+      NIBBLE_ASSIGN_OR_RETURN(const DampedFactor root, MetricRoot(name, hessian, error.size(1)));
+      m = Times(error, root.factor);
       result.damping = root.damping;
       result.damping_escalations = root.escalations;
     }
     const LeftVectors left = LeadingLeftVectors(m, rank);
     const at::Tensor split = left.values.sqrt();
-    const at::Tensor b = left.vectors.t().mm(e) * InverseOrZero(split).unsqueeze(1);
+    const at::Tensor b = left.vectors.t().mm(error.to(left.vectors.scalar_type())) *
+                         InverseOrZero(split).unsqueeze(1);
     result.a = (left.vectors * split).to(at::kBFloat16).contiguous();
     result.b = b.to(at::kBFloat16).contiguous();
     return result;

@@ -5,7 +5,9 @@
 #include "quant/base/strings.h"
 #include "quant/base/torch_status.h"
 #include "quant/gptq/gptq.h"
+#include "quant/gptq/on_cuda.h"
 #include "quant/gptq/rows.h"
+#include "quant/kernels/device/true_values.h"
 
 namespace nibble {
 
@@ -18,7 +20,8 @@ absl::Status CheckWeights(const std::string& name, const at::Tensor& w, const We
         StrCat(name, ": weight has ", w.dim(), " dimensions, ", w.numel(), " elements of type ",
                at::toString(w.scalar_type()), "; expected a float matrix that is not empty"));
   }
-  const at::Tensor flat = w.contiguous();
+  if (w.is_cuda() && w.isfinite().all().item<bool>()) return absl::OkStatus();
+  const at::Tensor flat = w.cpu().contiguous();
   return CheckFinite(name, absl::MakeConstSpan(flat.const_data_ptr<float>(), flat.numel()));
 }
 
@@ -43,6 +46,7 @@ absl::StatusOr<QuantizedLinear> QuantizeRtn(const std::string& name, const at::T
     c10::InferenceMode guard;
     NIBBLE_RETURN_IF_ERROR(CheckWeights(name, w, spec));
     const at::Tensor weights = w.contiguous();
+    if (w.is_cuda()) return RoundOnCuda(spec, weights);
     const int64_t rows = w.size(0);
     const int64_t cols = w.size(1);
     const int64_t width = GroupWidth(cols, spec.group_size);
@@ -60,8 +64,9 @@ absl::StatusOr<QuantizedLinear> QuantizeRtn(const std::string& name, const at::T
   });
 }
 
-at::Tensor Dequantize(const QuantizedMatrix& matrix) {
+at::Tensor Dequantize(const QuantizedMatrix& matrix, const at::TensorOptions& options) {
   c10::InferenceMode guard;
+  if (options.device().is_cuda()) return DequantizeOnCuda(matrix, options);
   at::Tensor values = at::empty({matrix.rows, matrix.cols}, at::kFloat);
   float* data = values.mutable_data_ptr<float>();
   for (int64_t row = 0; row < matrix.rows; ++row) {

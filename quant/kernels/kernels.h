@@ -1,5 +1,6 @@
-// What the decoder forward calls. cpu/ implements these on LibTorch tensors in f32; cuda/
-// implements the same functions on a GPU. Activations are [tokens, width], row-major.
+// What the decoder forward calls, on LibTorch tensors of the CPU (f32) or a CUDA device (f32 or
+// bf16). Activations are [tokens, width], row-major, of the weights' type; norms are computed and
+// activations rounded in f32.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -18,10 +19,10 @@ struct ArrangedLinear;
 // One linear's parameters as the forward multiplies them: as true values, or arranged once for the
 // CPU's own kernels.
 struct LinearWeights {
-  at::Tensor weight;                               // f32 [N, K] true values
-  at::Tensor bias;                                 // f32 [N], undefined when absent
-  at::Tensor lorc_a;                               // f32 [N, r], undefined when absent
-  at::Tensor lorc_b;                               // f32 [r, K]
+  at::Tensor weight;                               // [N, K] true values
+  at::Tensor bias;                                 // [N], undefined when absent
+  at::Tensor lorc_a;                               // [N, r], undefined when absent
+  at::Tensor lorc_b;                               // [r, K]
   std::shared_ptr<const ArrangedLinear> arranged;  // instead of weight, lorc_a and lorc_b
 };
 

@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "quant/model/decoder/decoder.h"
+#include "quant/pipeline/hidden_states.h"
 #include "quant/pipeline/layer_quantizer.h"
 #include "quant/pipeline/pipeline.h"
 
@@ -19,16 +20,20 @@ namespace nibble {
 using Step = std::function<absl::Status()>;
 
 // Tokens of the windows that go through a layer at once; at least one window's.
-int64_t BatchTokens(int64_t window_tokens);
+int64_t BatchTokens(int64_t window_tokens, const Device& device = {});
 
 // Windows go through a layer in fixed batches, so that sums come out the same every time. One made
 // by default has no windows.
 class Calibration {
  public:
-  // Cuts the corpus into windows and embeds them.
+  // Cuts the corpus into windows and embeds them on the loader's device. What finds no room in
+  // memory goes to a file in `folder`.
   static absl::StatusOr<Calibration> Embed(const CalibrationSpec& spec,
                                            const std::filesystem::path& checkpoint,
-                                           const DecoderLoader& loader);
+                                           const DecoderLoader& loader,
+                                           const std::filesystem::path& folder);
+
+  StatesPlace states_place() const { return hidden_.place(); }
 
   // One pass with the layer's weights as they are and unrounded activations, summing every group's
   // Hessian.
@@ -41,9 +46,11 @@ class Calibration {
   struct Windows {
     Batch batch;
     Rotary rotary;
-    at::Tensor hidden;  // f32 [tokens, hidden]
+    int64_t first;  // its rows' place among the hidden states
+    int64_t tokens() const { return static_cast<int64_t>(batch.tokens.size()); }
   };
   std::vector<Windows> batches_;
+  HiddenStates hidden_;
 };
 
 }  // namespace nibble

@@ -24,37 +24,48 @@ class LayerQuantizer {
     const absl::Time began = absl::Now();
     LinearReport report;
     report.name = linear.name;
-    const at::Tensor original = linear.weights.weight;
+    const at::Tensor original = linear.weights.weight.to(at::kFloat);
+    at::Tensor effective;
     if (spec_.weights) {
-      NIBBLE_RETURN_IF_ERROR(QuantizeWeights(linear, report, out));
+      NIBBLE_ASSIGN_OR_RETURN(effective, QuantizeWeights(linear, original, report, out));
     } else {
       out.tensors.push_back(BFloat16Tensor(StrCat(linear.name, ".weight"), original));
       out.bits += 16.0 * static_cast<double>(original.numel());
-      linear.weights.weight = original.to(at::kBFloat16).to(at::kFloat);
+      effective = original.to(at::kBFloat16).to(at::kFloat);
+      linear.weights.weight = effective.to(linear.weights.weight.scalar_type());
     }
     out.weights += original.numel();
     linear.activation = spec_.activations;
-    at::Tensor effective = linear.weights.weight;
-    if (linear.weights.lorc_a.defined()) {
-      effective = effective + at::mm(linear.weights.lorc_a, linear.weights.lorc_b);
-    }
     report.weight_error = RelativeWeightError(original, effective);
-    if (const Hessian* hessian = Find(linear.input)) {
-      report.output_error = RelativeOutputError(original, effective, hessian->matrix());
+    if (calibrated()) {
+      report.output_error = RelativeOutputError(original, effective, HessianOf(linear.input));
     }
     report.seconds = absl::ToDoubleSeconds(absl::Now() - began);
     return report;
   }
 
  private:
-  const Hessian* Find(InputGroup group) const {
-    const auto found = hessians_.find(group);
-    return found == hessians_.end() ? nullptr : &found->second;
-  }
+  bool calibrated() const { return !hessians_.empty(); }
 
-  absl::Status QuantizeWeights(LayerLinear& linear, LinearReport& report, QuantizedLayer& out) {
-    const at::Tensor original = linear.weights.weight;
-    NIBBLE_ASSIGN_OR_RETURN(const QuantizedLinear quantized, Solve(linear));
+  // What linears with the same input share: they follow each other.
+  struct Shared {
+    InputGroup group;
+    at::Tensor hessian;  // undefined when nothing was calibrated
+    std::optional<GptqFactor> factor;
+  };
+  Shared& SharedOf(InputGroup group) {
+    if (!shared_ || shared_->group != group) {
+      shared_.reset();  // before the next one takes memory
+      shared_ = Shared{group, calibrated() ? hessians_.at(group).matrix() : at::Tensor(), {}};
+    }
+    return *shared_;
+  }
+  const at::Tensor& HessianOf(InputGroup group) { return SharedOf(group).hessian; }
+
+  // Returns what the forward multiplies by from now on, LoRC's product included: f32 [N, K].
+  absl::StatusOr<at::Tensor> QuantizeWeights(LayerLinear& linear, const at::Tensor& original,
+                                             LinearReport& report, QuantizedLayer& out) {
+    NIBBLE_ASSIGN_OR_RETURN(const QuantizedLinear quantized, Solve(linear, original));
     report.clamped_groups = quantized.clamped_groups;
     report.damping = quantized.damping;
     report.damping_escalations = quantized.damping_escalations;
@@ -62,55 +73,56 @@ class LayerQuantizer {
     for (NamedTensor& tensor : QuantizedMatrixTensors(linear.name, quantized.matrix)) {
       out.tensors.push_back(std::move(tensor));
     }
-    linear.weights.weight = Dequantize(quantized.matrix);
-    return spec_.lorc_rank > 0 ? AddLorc(linear, original, report, out) : absl::OkStatus();
+    at::Tensor values = Dequantize(quantized.matrix, original.options());
+    linear.weights.weight = values.to(linear.weights.weight.scalar_type());
+    if (spec_.lorc_rank == 0) return values;
+    NIBBLE_RETURN_IF_ERROR(AddLorc(linear, original - values, report, out));
+    return values + linear.weights.lorc_a.to(at::kFloat).mm(linear.weights.lorc_b.to(at::kFloat));
   }
 
-  absl::StatusOr<QuantizedLinear> Solve(const LayerLinear& linear) {
+  absl::StatusOr<QuantizedLinear> Solve(const LayerLinear& linear, const at::Tensor& original) {
     if (spec_.method == Method::kRtn) {
-      return QuantizeRtn(linear.name, linear.weights.weight, *spec_.weights);
+      return QuantizeRtn(linear.name, original, *spec_.weights);
     }
-    std::optional<GptqFactor>& factor = factors_[linear.input];
+    auto& [group, hessian, factor] = SharedOf(linear.input);
     if (!factor) {
-      NIBBLE_ASSIGN_OR_RETURN(factor,
-                              FactorHessian(linear.name, Find(linear.input)->matrix(), spec_.gptq));
+      NIBBLE_ASSIGN_OR_RETURN(factor, FactorHessian(linear.name, hessian, spec_.gptq));
     }
-    return QuantizeGptq(linear.name, linear.weights.weight, *factor, *spec_.weights, spec_.gptq);
+    return QuantizeGptq(linear.name, original, *factor, *spec_.weights, spec_.gptq);
   }
 
-  absl::Status AddLorc(LayerLinear& linear, const at::Tensor& original, LinearReport& report,
+  absl::Status AddLorc(LayerLinear& linear, const at::Tensor& error, LinearReport& report,
                        QuantizedLayer& out) {
-    const Hessian* hessian = Find(linear.input);
-    NIBBLE_ASSIGN_OR_RETURN(
-        const LorcFactors factors,
-        ComputeLorc(linear.name, original - linear.weights.weight, spec_.lorc_rank,
-                    spec_.lorc_metric, hessian == nullptr ? at::Tensor() : hessian->matrix()));
+    NIBBLE_ASSIGN_OR_RETURN(const LorcFactors factors,
+                            ComputeLorc(linear.name, error, spec_.lorc_rank, spec_.lorc_metric,
+                                        HessianOf(linear.input)));
     report.damping_escalations += factors.damping_escalations;
     out.tensors.push_back(BFloat16Tensor(StrCat(linear.name, ".lorc_a"), factors.a));
     out.tensors.push_back(BFloat16Tensor(StrCat(linear.name, ".lorc_b"), factors.b));
     out.bits += 16.0 * static_cast<double>(factors.a.numel() + factors.b.numel());
-    linear.weights.lorc_a = factors.a.to(at::kFloat);
-    linear.weights.lorc_b = factors.b.to(at::kFloat);
+    linear.weights.lorc_a = factors.a.to(linear.weights.weight.scalar_type());
+    linear.weights.lorc_b = factors.b.to(linear.weights.weight.scalar_type());
     return absl::OkStatus();
   }
 
   const QuantizeSpec& spec_;
   const Hessians& hessians_;
-  std::map<InputGroup, std::optional<GptqFactor>> factors_;
+  std::optional<Shared> shared_;
 };
 
-absl::StatusOr<at::Tensor> ReadFloats(const TensorSource& tensors, const std::string& name) {
+absl::StatusOr<at::Tensor> ReadFloats(const TensorSource& tensors, const std::string& name,
+                                      const at::TensorOptions& options) {
   NIBBLE_ASSIGN_OR_RETURN(const TensorView view, tensors.Find(name));
   at::Tensor tensor = at::empty(view.shape, at::kFloat);
   NIBBLE_RETURN_IF_ERROR(
       WidenToFloat(name, view, absl::MakeSpan(tensor.data_ptr<float>(), tensor.numel())));
-  return tensor;
+  return tensor.to(options);
 }
 
 }  // namespace
 
 NamedTensor BFloat16Tensor(std::string name, const at::Tensor& tensor) {
-  const at::Tensor half = tensor.to(at::kBFloat16).contiguous();
+  const at::Tensor half = tensor.to(at::kCPU, at::kBFloat16).contiguous();
   NamedTensor out{std::move(name), DType::kBF16, half.sizes().vec(), {}};
   out.bytes.resize(half.nbytes());
   std::memcpy(out.bytes.data(), half.data_ptr(), out.bytes.size());
@@ -142,19 +154,20 @@ absl::Status RestoreLayer(const QuantizeSpec& spec, const std::set<std::string>&
     if (excluded.contains(linear.name)) continue;
     linear.activation = spec.activations;
     at::Tensor& weight = linear.weights.weight;
+    const at::TensorOptions options = weight.options();
     if (!spec.weights) {
-      NIBBLE_ASSIGN_OR_RETURN(weight, ReadFloats(tensors, StrCat(linear.name, ".weight")));
+      NIBBLE_ASSIGN_OR_RETURN(weight, ReadFloats(tensors, StrCat(linear.name, ".weight"), options));
       continue;
     }
     NIBBLE_ASSIGN_OR_RETURN(
         const QuantizedMatrix matrix,
         ReadQuantizedMatrix(tensors, linear.name, *spec.weights, weight.size(0), weight.size(1)));
-    weight = Dequantize(matrix);
+    weight = Dequantize(matrix, options);
     if (spec.lorc_rank == 0) continue;
     NIBBLE_ASSIGN_OR_RETURN(linear.weights.lorc_a,
-                            ReadFloats(tensors, StrCat(linear.name, ".lorc_a")));
+                            ReadFloats(tensors, StrCat(linear.name, ".lorc_a"), options));
     NIBBLE_ASSIGN_OR_RETURN(linear.weights.lorc_b,
-                            ReadFloats(tensors, StrCat(linear.name, ".lorc_b")));
+                            ReadFloats(tensors, StrCat(linear.name, ".lorc_b"), options));
   }
   return absl::OkStatus();
 }

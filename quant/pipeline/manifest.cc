@@ -3,7 +3,10 @@
 #include <ATen/Parallel.h>
 #include <torch/headeronly/version.h>
 
+#include <algorithm>
+#include <atomic>
 #include <system_error>
+#include <thread>
 
 #include "quant/base/sha256.h"
 #include "quant/base/status_macros.h"
@@ -27,9 +30,16 @@ constexpr const char* kTokenizerFiles[] = {"tokenizer.json",
 // By the file's name.
 absl::StatusOr<Json> Sums(const std::vector<fs::path>& files) {
   std::vector<absl::StatusOr<std::string>> sums(files.size());
-  at::parallel_for(0, static_cast<int64_t>(files.size()), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) sums[i] = Sha256File(files[i]);
-  });
+  std::atomic<size_t> next = 0;
+  const auto hash_files = [&] {
+    for (size_t i = next++; i < files.size(); i = next++) sums[i] = Sha256File(files[i]);
+  };
+  {
+    const auto threads = std::min(static_cast<size_t>(at::get_num_threads()), files.size());
+    std::vector<std::jthread> others;
+    for (size_t i = 1; i < threads; ++i) others.emplace_back(hash_files);
+    hash_files();
+  }
   Json json = Json::object();
   for (size_t i = 0; i < files.size(); ++i) {
     NIBBLE_ASSIGN_OR_RETURN(json[files[i].filename().string()], sums[i]);
@@ -60,7 +70,7 @@ std::vector<fs::path> TokenizerFiles(const fs::path& checkpoint) {
 
 absl::StatusOr<Json> MakeManifest(const QuantizeSpec& spec, const std::set<std::string>& excluded,
                                   const fs::path& checkpoint,
-                                  const std::vector<fs::path>& tensor_files) {
+                                  const std::vector<fs::path>& tensor_files, const Device& device) {
   std::vector<fs::path> inputs = tensor_files;
   for (const fs::path& file : TokenizerFiles(checkpoint)) inputs.push_back(file);
   inputs.push_back(checkpoint / "config.json");
@@ -76,7 +86,8 @@ absl::StatusOr<Json> MakeManifest(const QuantizeSpec& spec, const std::set<std::
               {"spec", SpecJson(spec, excluded)},
               {"inputs", std::move(sums)},
               {"calibration", std::move(calibration)},
-              {"made_on", {{"device", "cpu"}, {"threads", at::get_num_threads()}}},
+              {"made_on",
+               {{"device", device.is_cuda() ? "cuda" : "cpu"}, {"threads", at::get_num_threads()}}},
               {"versions", {{"nibble", NIBBLE_VERSION}, {"torch", TORCH_VERSION}}}};
 }
 

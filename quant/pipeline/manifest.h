@@ -16,10 +16,11 @@ namespace nibble {
 std::vector<std::filesystem::path> TokenizerFiles(const std::filesystem::path& checkpoint);
 
 // The manifest but for the artifact's own files. Equal manifests make equal artifacts: it holds the
-// spec, the sha256 of every file that is read, the versions, the device and the number of threads.
-// Reads all of `tensor_files`.
+// spec, the sha256 of every file that is read, the versions, the type of device and the number of
+// threads. Reads all of `tensor_files`.
 absl::StatusOr<Json> MakeManifest(const QuantizeSpec& spec, const std::set<std::string>& excluded,
                                   const std::filesystem::path& checkpoint,
-                                  const std::vector<std::filesystem::path>& tensor_files);
+                                  const std::vector<std::filesystem::path>& tensor_files,
+                                  const Device& device);
 
 }  // namespace nibble

@@ -13,6 +13,7 @@
 #include "quant/base/status_macros.h"
 #include "quant/base/strings.h"
 #include "quant/base/torch_status.h"
+#include "quant/kernels/device/torch_device.h"
 #include "quant/model/checkpoint/json.h"
 #include "quant/model/decoder/decoder.h"
 #include "quant/pipeline/artifact_writer.h"
@@ -30,21 +31,24 @@ namespace fs = std::filesystem;
 
 class ModelQuantizer {
  public:
-  ModelQuantizer(const QuantizeSpec& spec, const fs::path& checkpoint, const DecoderLoader& loader,
-                 std::set<std::string> excluded, const ProgressCallback& progress)
+  ModelQuantizer(const QuantizeSpec& spec, const fs::path& checkpoint, const fs::path& artifact,
+                 const DecoderLoader& loader, std::set<std::string> excluded,
+                 const ProgressCallback& progress)
       : spec_(spec),
         checkpoint_(checkpoint),
+        artifact_(artifact),
         loader_(loader),
         config_(loader.config()),
         excluded_(std::move(excluded)),
         progress_(progress) {}
 
-  absl::StatusOr<QuantizeSummary> Run(const fs::path& artifact, const ArtifactLayout& layout) {
+  absl::StatusOr<QuantizeSummary> Run(const ArtifactLayout& layout) {
     NIBBLE_RETURN_IF_ERROR(Say(Phase::kLoading));
-    NIBBLE_ASSIGN_OR_RETURN(Json manifest,
-                            MakeManifest(spec_, excluded_, checkpoint_, loader_.tensors().files()));
+    NIBBLE_ASSIGN_OR_RETURN(
+        Json manifest,
+        MakeManifest(spec_, excluded_, checkpoint_, loader_.tensors().files(), loader_.device()));
     NIBBLE_ASSIGN_OR_RETURN(ArtifactWriter writer,
-                            ArtifactWriter::Open(artifact, std::move(manifest), layout.shards()));
+                            ArtifactWriter::Open(artifact_, std::move(manifest), layout.shards()));
     NIBBLE_RETURN_IF_ERROR(TakeOver(writer));
     NIBBLE_RETURN_IF_ERROR(QuantizeLayers(writer));
     NIBBLE_RETURN_IF_ERROR(WriteRest(layout, writer));
@@ -93,8 +97,12 @@ class ModelQuantizer {
   absl::Status QuantizeLayers(ArtifactWriter& writer) {
     if (layer_ == config_.layers) return absl::OkStatus();
     if (calibrates()) {
-      NIBBLE_ASSIGN_OR_RETURN(calibration_,
-                              Calibration::Embed(spec_.calibration, checkpoint_, loader_));
+      NIBBLE_ASSIGN_OR_RETURN(calibration_, Calibration::Embed(spec_.calibration, checkpoint_,
+                                                               loader_, StagingFolder(artifact_)));
+      if (const StatesPlace place = calibration_.states_place(); place != StatesPlace::kDevice) {
+        NIBBLE_RETURN_IF_ERROR(
+            Say(Phase::kLoading, nullptr, StrCat("hidden states lie in ", StatesPlaceName(place))));
+      }
       for (const FinishedLayer& layer : writer.layers()) {
         NIBBLE_RETURN_IF_ERROR(PassThrough(layer, writer));
       }
@@ -129,7 +137,7 @@ class ModelQuantizer {
                              .bits = quantized.bits,
                              .seconds = absl::ToDoubleSeconds(absl::Now() - began),
                              .peak_host_bytes = PeakResidentBytes(),
-                             .peak_device_bytes = 0};
+                             .peak_device_bytes = PeakDeviceBytes(loader_.device())};
     NIBBLE_RETURN_IF_ERROR(writer.FinishLayer(report, quantized.tensors));
     report_.AddLayer(report);
     ++layer_;
@@ -178,6 +186,7 @@ class ModelQuantizer {
 
   const QuantizeSpec& spec_;
   const fs::path& checkpoint_;
+  const fs::path& artifact_;
   const DecoderLoader& loader_;
   const ModelConfig& config_;
   const std::set<std::string> excluded_;
@@ -204,8 +213,8 @@ absl::StatusOr<QuantizeSummary> QuantizeModel(const QuantizeSpec& spec,
     NIBBLE_ASSIGN_OR_RETURN(std::set<std::string> excluded, ExcludedLinears(spec.exclude, linears));
     const ArtifactLayout layout =
         PlanArtifact(loader->config(), loader->tensors(), linears, excluded);
-    return ModelQuantizer(spec, checkpoint, *loader, std::move(excluded), progress)
-        .Run(artifact, layout);
+    return ModelQuantizer(spec, checkpoint, artifact, *loader, std::move(excluded), progress)
+        .Run(layout);
   });
 }
 

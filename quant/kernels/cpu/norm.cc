@@ -6,6 +6,7 @@
 
 #include "quant/kernels/cpu/parallel.h"
 #include "quant/kernels/cpu/tensor_kernels.h"
+#include "quant/kernels/device/true_values.h"
 #include "quant/kernels/kernels.h"
 
 namespace nibble {
@@ -75,6 +76,7 @@ at::Tensor Normalize(const NormWeights& norm, const at::Tensor& x) {
 
 at::Tensor RoundActivations(const std::optional<ActivationSpec>& spec, const at::Tensor& x) {
   if (!spec) return x;
+  if (!x.is_cpu()) return RoundRowsOnCuda(*spec, x);
   const int64_t width = x.size(-1);
   return MapRows(x, [&](const float* from, float* to) {
     std::copy_n(from, width, to);
@@ -84,6 +86,7 @@ at::Tensor RoundActivations(const std::optional<ActivationSpec>& spec, const at:
 
 at::Tensor NormalizeAndRound(const NormWeights& norm, const std::optional<ActivationSpec>& spec,
                              const at::Tensor& x) {
+  if (!x.is_cpu()) return tensor::NormalizeAndRound(norm, spec, x);
   if (!IsRmsNorm(norm) || !spec) return RoundActivations(spec, Normalize(norm, x));
   const int64_t width = x.size(-1);
   const float* gain = norm.gain.data_ptr<float>();

@@ -16,15 +16,31 @@ at::Tensor AttendOne(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
   return out.squeeze(0).transpose(0, 1);
 }
 
+// 1 / rms of each token: [tokens, 1].
+at::Tensor InverseRms(const at::Tensor& x, double eps) {
+  return at::rsqrt(x.square().mean(-1, /*keepdim=*/true) + eps);
+}
+
+// x: f32.
+at::Tensor NormalizeWide(const NormWeights& norm, const at::Tensor& x) {
+  if (!norm.bias.defined()) return x * InverseRms(x, norm.eps) * norm.gain;
+  return at::layer_norm(x, {x.size(-1)}, norm.gain, norm.bias, norm.eps);
+}
+
 }  // namespace
 
 at::Tensor Normalize(const NormWeights& norm, const at::Tensor& x) {
+  return NormalizeWide(norm, x.to(at::kFloat)).to(x.scalar_type());
+}
+
+at::Tensor NormalizeAndRound(const NormWeights& norm, const std::optional<ActivationSpec>& spec,
+                             const at::Tensor& x) {
   const at::Tensor wide = x.to(at::kFloat);
-  if (norm.bias.defined()) {
-    return at::layer_norm(wide, {x.size(-1)}, norm.gain, norm.bias, norm.eps).to(x.scalar_type());
+  if (norm.bias.defined() || !spec) {
+    return RoundActivations(spec, NormalizeWide(norm, wide)).to(x.scalar_type());
   }
-  const at::Tensor inverse = at::rsqrt(wide.square().mean(-1, /*keepdim=*/true) + norm.eps);
-  return (wide * inverse * norm.gain).to(x.scalar_type());
+  const at::Tensor rounded = RoundActivations(spec, wide * norm.gain);
+  return (rounded * InverseRms(wide, norm.eps)).to(x.scalar_type());
 }
 
 void ApplyRotary(at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {

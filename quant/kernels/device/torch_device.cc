@@ -1,5 +1,7 @@
 #include "quant/kernels/device/torch_device.h"
 
+#include <c10/core/CachingDeviceAllocator.h>
+
 #include "quant/base/status_macros.h"
 #include "quant/kernels/device/devices.h"
 
@@ -20,6 +22,13 @@ absl::Status PrepareDevice(const Device& device) {
 
 at::ScalarType WorkingType(Compute compute, const Device& device) {
   return device.is_cuda() && compute == Compute::kBf16 ? at::kBFloat16 : at::kFloat;
+}
+
+int64_t PeakDeviceBytes(const Device& device) {
+  if (!device.is_cuda()) return 0;
+  const at::Device on = TorchDevice(device);
+  constexpr auto kAll = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+  return c10::getDeviceAllocator(on.type())->getDeviceStats(on.index()).reserved_bytes[kAll].peak;
 }
 
 }  // namespace nibble

@@ -18,4 +18,7 @@ absl::Status PrepareDevice(const Device& device);
 // In which weights and activations are held: bf16 for kBf16 on CUDA, else f32.
 at::ScalarType WorkingType(Compute compute, const Device& device);
 
+// The most that LibTorch has taken of the device's memory in this process so far; 0 on the CPU.
+int64_t PeakDeviceBytes(const Device& device);
+
 }  // namespace nibble

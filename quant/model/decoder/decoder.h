@@ -64,6 +64,8 @@ class DecoderLoader {
                                                              Purpose purpose = Purpose::kQuantize);
   const ModelConfig& config() const { return config_; }
   const Device& device() const { return device_; }
+  // Of its weights and hidden states: the working type, on the device.
+  at::TensorOptions options() const;
   const TensorSource& tensors() const { return *tensors_; }
   // Of every layer, in order.
   absl::StatusOr<std::vector<LinearInfo>> Linears() const;

@@ -33,6 +33,11 @@ class TensorReader {
   TensorReader(const TensorSource& tensors, Compute compute, const Device& device)
       : tensors_(tensors), compute_(compute), device_(device) {}
 
+  // The working type, on the device.
+  at::TensorOptions options() const {
+    return at::TensorOptions(WorkingType(compute_, device_)).device(TorchDevice(device_));
+  }
+
   // In the working type, rounded to bf16 first if so computed.
   absl::StatusOr<at::Tensor> Read(const std::string& name, std::vector<int64_t> shape) const {
     return ReadAs(name, std::move(shape), WorkingType(compute_, device_));
@@ -111,7 +116,7 @@ absl::StatusOr<LayerLinear> ReadLinear(const ModelConfig& config, const LinearIn
   if (quantized && artifact->weights) {
     NIBBLE_ASSIGN_OR_RETURN(matrix,
                             ReadQuantizedMatrix(tensors, name, *artifact->weights, rows, cols));
-    if (!arrange) out.weights.weight = Dequantize(*matrix);
+    if (!arrange) out.weights.weight = Dequantize(*matrix, reader.options());
   } else {
     NIBBLE_ASSIGN_OR_RETURN(out.weights.weight, reader.Read(StrCat(name, ".weight"), {rows, cols}));
   }
@@ -165,6 +170,10 @@ absl::StatusOr<std::unique_ptr<DecoderLoader>> DecoderLoader::Open(
   loader->device_ = device;
   loader->arrange_ = purpose == Purpose::kRun && !device.is_cuda();
   return loader;
+}
+
+at::TensorOptions DecoderLoader::options() const {
+  return at::TensorOptions(WorkingType(compute_, device_)).device(TorchDevice(device_));
 }
 
 absl::StatusOr<std::vector<LinearInfo>> DecoderLoader::Linears() const {
