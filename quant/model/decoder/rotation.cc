@@ -38,7 +38,7 @@ at::Tensor RandomOrthogonal(int64_t n, Random& random) {
   const at::Tensor normal = at::empty({n, n}, at::kDouble);
   for (int64_t i = 0; i < n * n; ++i) normal.data_ptr<double>()[i] = random.Normal();
   const auto [q, r] = at::linalg_qr(normal);
-  return q * r.diagonal().sign();
+  return (q * r.diagonal().sign()).contiguous();  // QR gives columns
 }
 
 // Sylvester's, n a power of two.
