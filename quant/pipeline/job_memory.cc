@@ -103,21 +103,26 @@ int64_t LayerBytes(const JobShapes& job) {
     stored += StoredLinearBytes(job.spec, linear);
     solve = std::max(solve, SolveBytes(job, linear));
   }
-  int64_t turn = 0;
-  for (const LinearInfo& linear : job.layer) {
-    if (job.rotates()) turn = std::max(turn, kTurnBytes * linear.rows * linear.cols);
-  }
   const int64_t factors = job.solves() ? HessianBytes(job) : 0;
   const int64_t quantize = factors + solve + stored;
-  const int64_t work =
-      HessianBytes(job) + std::max(quantize, job.calibrates() ? BatchBytes(job) : 0);
-  return 4 * job.layer_weights + std::max(turn, work);
+  return 4 * job.layer_weights + HessianBytes(job) +
+         std::max(quantize, job.calibrates() ? BatchBytes(job) : 0);
 }
 
 // The corpus and its tokens.
 int64_t TextBytes(const JobShapes& job) {
   if (!job.calibrates()) return 0;
   return kTextFactor * job.tokenizer_bytes + kCorpusFactor * job.corpus_bytes;
+}
+
+// A layer whose last linear is turned.
+int64_t TurnedLayerBytes(const JobShapes& job) {
+  if (!job.rotates()) return 0;
+  int64_t largest = 0;
+  for (const LinearInfo& linear : job.layer) {
+    largest = std::max(largest, linear.rows * linear.cols);
+  }
+  return 4 * job.layer_weights + kTurnBytes * largest;
 }
 
 // The ends in f32, one of them on its way through bf16.
@@ -137,7 +142,7 @@ PeakMemory CountMemory(const JobShapes& job, bool gpu) {
   const int64_t files = std::max(TextBytes(job), RestBytes(job));
   const int64_t kept = HiddenBytes(job) + RotationBytes(job);
   const int64_t make = MakeRotationBytes(job);
-  const int64_t parts = std::max(EndsBytes(job), LayerBytes(job));
+  const int64_t parts = std::max({EndsBytes(job), LayerBytes(job), TurnedLayerBytes(job)});
   if (!gpu) return {kCpuProcess + std::max(kept + std::max(files, parts), make), 0};
   // A tensor is widened on the host before it goes to the device.
   const int64_t largest = 6 * std::max(job.largest_end, job.largest_rest_tensor);
