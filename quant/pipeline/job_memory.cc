@@ -17,6 +17,26 @@ constexpr int64_t kCorpusFactor = 10;  // the text, its copy, pieces and a token
 
 int64_t Squared(int64_t n) { return n * n; }
 
+// Turning a tensor: its values and their product with Q, in f64.
+constexpr int64_t kTurnBytes = 16;
+
+// Q, in f64, as long as the job runs.
+int64_t RotationBytes(const JobShapes& job) {
+  return job.rotates() ? 8 * Squared(job.config.hidden) : 0;
+}
+
+// Making Q on the host: for LLaMA a Kronecker product and its signs; for OPT the normal values,
+// QR's copy and both of its results, Q and an outer product.
+int64_t MakeRotationBytes(const JobShapes& job) {
+  if (!job.rotates()) return 0;
+  return (job.config.family == Family::kOpt ? 6 : 4) * 8 * Squared(job.config.hidden);
+}
+
+// A tensor on its way between its type in the checkpoint, that of the work and bf16.
+int64_t TensorBytes(const JobShapes& job, int64_t values) {
+  return (job.rotates() ? kTurnBytes : 6) * values;
+}
+
 // The calibration's hidden states, f32, and rotary angles; all windows, as long as the job runs.
 int64_t HiddenBytes(const JobShapes& job) {
   const int64_t rotary = job.config.family == Family::kLlama ? job.config.head_dim : 0;
@@ -97,25 +117,40 @@ int64_t TextBytes(const JobShapes& job) {
   return kTextFactor * job.tokenizer_bytes + kCorpusFactor * job.corpus_bytes;
 }
 
+// A layer whose last linear is turned.
+int64_t TurnedLayerBytes(const JobShapes& job) {
+  if (!job.rotates()) return 0;
+  int64_t largest = 0;
+  for (const LinearInfo& linear : job.layer) {
+    largest = std::max(largest, linear.rows * linear.cols);
+  }
+  return 4 * job.layer_weights + kTurnBytes * largest;
+}
+
 // The ends in f32, one of them on its way through bf16.
 int64_t EndsBytes(const JobShapes& job) {
-  return job.calibrates() ? 4 * job.ends_weights + 6 * job.largest_end : 0;
+  if (!job.calibrates()) return 0;
+  return 4 * job.ends_weights + TensorBytes(job, job.largest_end);
 }
 
 // A shard of what is not quantized, one tensor on its way.
 int64_t RestBytes(const JobShapes& job) {
-  return job.largest_rest_shard + 6 * job.largest_rest_tensor;
+  return job.largest_rest_shard + TensorBytes(job, job.largest_rest_tensor);
 }
 
 }  // namespace
 
 PeakMemory CountMemory(const JobShapes& job, bool gpu) {
   const int64_t files = std::max(TextBytes(job), RestBytes(job));
-  const int64_t model = HiddenBytes(job) + std::max(EndsBytes(job), LayerBytes(job));
-  if (!gpu) return {kCpuProcess + std::max(HiddenBytes(job) + files, model), 0};
+  const int64_t kept = HiddenBytes(job) + RotationBytes(job);
+  const int64_t make = MakeRotationBytes(job);
+  const int64_t parts = std::max({EndsBytes(job), LayerBytes(job), TurnedLayerBytes(job)});
+  if (!gpu) return {kCpuProcess + std::max(kept + std::max(files, parts), make), 0};
   // A tensor is widened on the host before it goes to the device.
   const int64_t largest = 6 * std::max(job.largest_end, job.largest_rest_tensor);
-  return {kGpuProcess + std::max(files, largest), kGpuContext + model};
+  const int64_t turn = job.rotates() ? kTurnBytes * job.largest_rest_tensor : 0;
+  return {kGpuProcess + std::max({files, largest, make}),
+          kGpuContext + kept + std::max(parts, turn)};
 }
 
 }  // namespace nibble
