@@ -112,9 +112,9 @@ inline Reference Multiply(const std::vector<HostSegment>& segments, const Input&
 // fraction bits: at each step of 32 columns the sum so far and the 32 products are aligned to the
 // largest of them and cut off toward zero, so that each of the 33 loses less than one unit u, 2^-13
 // of the largest's power of two. Losses of zero-mean sums are as random as their signs: at most
-// u^2 / 3 of variance each. Losses of positive sums add up: u / 2 each in the mean, though promoted
-// sums, which stay small, are held to 1e-3 in any case. Every token of `input` counts, but only a
-// few rows of `m`. Sums start anew with each slice if `promoted`.
+// u^2 / 3 of variance each. Losses of positive sums add up: u / 2 each in the mean. E2M1's products
+// have so few bits that most lose nothing, and its promoted sums are held to 1e-3. Every token of
+// `input` counts, but only a few rows of `m`. Sums start anew with each slice if `promoted`.
 inline double TruncationBound(const QuantizedMatrix& m, const Input& input, bool promoted,
                               bool positive) {
   constexpr int kRowStep = 13;
@@ -148,7 +148,7 @@ inline double TruncationBound(const QuantizedMatrix& m, const Input& input, bool
     }
   }
   const double bound = std::sqrt(loss / norm) + 1e-6;  // and f32's own roundings
-  return promoted ? std::min(bound, 1e-3) : bound;
+  return promoted && m.spec.format == Format::kE2M1 ? std::min(bound, 1e-3) : bound;
 }
 
 inline double RelativeError(const std::vector<double>& expected, const std::vector<float>& found) {

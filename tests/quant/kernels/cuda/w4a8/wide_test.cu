@@ -133,8 +133,7 @@ TEST_F(Wide, IntegersAreExactForRaggedShapes) {
   }
 }
 
-// What the accumulator may lose (reference.h), 1e-3 at most where sums are promoted. bf16 adds its
-// rounding.
+// What the accumulator may lose (reference.h). bf16 adds its rounding.
 TEST_F(Wide, RandomProductsAreAsCloseAsTheAccumulatorAllows) {
   constexpr int64_t kRows = 192;
   constexpr int64_t kCols = 2048;
