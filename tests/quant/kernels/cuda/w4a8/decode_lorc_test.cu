@@ -32,6 +32,22 @@ class DecodeLorc : public testing::Test {
     return segment;
   }
 
+  // For sparse integer activations and weights that make all sums exact.
+  void ExpectExactProducts(const std::vector<HostSegment>& segments) {
+    const Prepared weights(segments);
+    const Input input = MakeInput(64, segments[0].weight.cols, [&] {
+      return random_() % 16 == 0 ? static_cast<float>(static_cast<int>(random_() % 5) - 2) : 0.f;
+    });
+    const Reference reference = Multiply(segments, input);
+    const int64_t rows = weights.linear().rows;
+    for (const int64_t tokens : {1, 8, 9, 17, 33, 64}) {
+      SCOPED_TRACE(StrCat(segments.size(), " segments, ", tokens, " tokens"));
+      const std::vector<double> expected(reference.y.begin(), reference.y.begin() + tokens * rows);
+      ExpectExactly(expected, Product(weights, TakeTokens(input, 0, tokens)), rows);
+      if (HasFailure()) return;
+    }
+  }
+
   uint32_t seed_ = std::random_device{}();
   Random random_{seed_};
   testing::ScopedTrace trace_{__FILE__, __LINE__, StrCat("seed ", seed_)};
@@ -41,35 +57,23 @@ class DecodeLorc : public testing::Test {
 // factor and bias must be where it belongs.
 TEST_F(DecodeLorc, IntegersOfSegmentsAreExact) {
   constexpr int64_t kCols = 520;
-  const auto segment = [&](int64_t rows, int rank, bool bias) {
-    HostSegment s{RandomMatrix(Spec(), rows, kCols, 0, false, random_)};
-    s.rank = rank;
-    if (bias) s.bias = Integers(rows, 100, random_);
-    s.lorc_a = Integers(rows * rank, 2, random_);
-    s.lorc_b = Integers(rank * kCols, 2, random_);
-    return s;
-  };
-  for (const int rank : {1, 15, 16, 17, 32, 33, 64}) {
-    const std::vector<std::vector<HostSegment>> cases = {
-        {segment(150, rank, true)},
-        {segment(100, rank, true), segment(64, 0, false), segment(72, 40, true)},
-        {segment(64, 0, true), segment(200, rank, false), segment(33, 16, true),
-         segment(65, rank, true)}};
-    for (const std::vector<HostSegment>& segments : cases) {
-      const Prepared weights(segments);
-      const Input input = MakeInput(64, kCols, [&] {
-        return random_() % 16 == 0 ? static_cast<float>(static_cast<int>(random_() % 5) - 2) : 0.f;
-      });
-      const Reference reference = Multiply(segments, input);
-      const int64_t rows = weights.linear().rows;
-      for (const int64_t tokens : {1, 8, 9, 17, 33, 64}) {
-        SCOPED_TRACE(
-            StrCat("rank ", rank, ", ", segments.size(), " segments, ", tokens, " tokens"));
-        const std::vector<double> expected(reference.y.begin(),
-                                           reference.y.begin() + tokens * rows);
-        ExpectExactly(expected, Product(weights, TakeTokens(input, 0, tokens)), rows);
-        if (HasFailure()) return;
-      }
+  for (const ScaleConstraint constraint : {ScaleConstraint::kM2, ScaleConstraint::kNone}) {
+    const WeightSpec spec = Spec(Format::kE2M1, 128, constraint);
+    const auto segment = [&](int64_t rows, int rank, bool bias) {
+      HostSegment s{RandomMatrix(spec, rows, kCols, 0, false, random_)};
+      s.rank = rank;
+      if (bias) s.bias = Integers(rows, 100, random_);
+      s.lorc_a = Integers(rows * rank, 2, random_);
+      s.lorc_b = Integers(rank * kCols, 2, random_);
+      return s;
+    };
+    for (const int rank : {1, 15, 16, 17, 32, 33, 64}) {
+      SCOPED_TRACE(StrCat(ScaleConstraintName(constraint), ", rank ", rank));
+      ExpectExactProducts({segment(150, rank, true)});
+      ExpectExactProducts({segment(100, rank, true), segment(64, 0, false), segment(72, 40, true)});
+      ExpectExactProducts({segment(64, 0, true), segment(200, rank, false), segment(33, 16, true),
+                           segment(65, rank, true)});
+      if (HasFailure()) return;
     }
   }
 }
