@@ -30,7 +30,6 @@ void Report(const std::string& title, std::vector<Entry> entries) {
   std::fflush(stdout);
 }
 
-// The plan's time, unless the device can't run it.
 template <class Run, class Plan>
 void Race(const ColdLinear& linear, const Plan& plan, bool chosen, Run&& run,
           std::vector<Entry>& entries) {
@@ -40,8 +39,8 @@ void Race(const ColdLinear& linear, const Plan& plan, bool chosen, Run&& run,
   entries.push_back({us, plan.ToString(), chosen});
 }
 
-// Every division of row tiles and of K among warpgroups and clusters, for one and two blocks a
-// multiprocessor.
+// Every division of row tiles and of K among warpgroups and clusters that the device can run, for
+// one and two blocks a multiprocessor.
 void RaceDecode(const std::string& text, const ColdLinear& linear, int64_t tokens) {
   const PreparedLinear& weights = linear.first();
   const LinearShape shape = ShapeOf(weights, tokens);
@@ -62,9 +61,12 @@ void RaceDecode(const std::string& text, const ColdLinear& linear, int64_t token
           plan.splits = splits;
           if (plan.warpgroups() > kMaxWarpgroups || plan.parts() > weights.slice_count()) continue;
           CompletePlan(shape, {}, blocks, 64, plan);
-          if (plan.shared_bytes > Device{}.block_shared_bytes) continue;
-          const bool chosen = plan.ToString() == own.ToString();
-          Race(linear, plan, chosen, run, entries);
+          const absl::StatusOr<int> resident = ResidentBlocks(plan, weights);
+          if (!resident.ok() || *resident == 0) continue;
+          for (const bool staggered : {false, true}) {
+            plan.staggered = staggered;
+            Race(linear, plan, plan.ToString() == own.ToString(), run, entries);
+          }
         }
       }
     }

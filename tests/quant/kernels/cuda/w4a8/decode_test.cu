@@ -4,9 +4,11 @@
 
 #include <cstdio>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "quant/base/strings.h"
+#include "quant/kernels/cuda/w4a8/decode.h"
 #include "quant/kernels/cuda/w4a8/linear.h"
 #include "quant/kernels/cuda/w4a8/plan.h"
 #include "tests/quant/kernels/cuda/w4a8/prepared.h"
@@ -22,6 +24,31 @@ constexpr ScaleConstraint kNone = ScaleConstraint::kNone;
 std::string Name(const WeightSpec& spec) {
   return StrCat(FormatName(spec.format), " ", ScaleConstraintName(spec.constraint), " group ",
                 spec.group_size);
+}
+
+// Every plan that the device can run.
+std::vector<DecodePlan> Plans(const PreparedLinear& weights, int64_t tokens) {
+  const LinearShape shape = ShapeOf(weights, tokens);
+  std::vector<DecodePlan> plans;
+  for (const int tiles : {1, 2, 4}) {
+    for (const int k_groups : {1, 2, 4}) {
+      for (const int splits : {1, 2, 4, 8}) {
+        DecodePlan plan;
+        plan.token_tile = PlanDecode(shape).token_tile;
+        plan.tiles = tiles;
+        plan.k_groups = k_groups;
+        plan.splits = splits;
+        if (plan.warpgroups() > kMaxWarpgroups) continue;
+        CompletePlan(shape, {}, 2, 64, plan);
+        const absl::StatusOr<int> resident = ResidentBlocks(plan, weights);
+        if (!resident.ok() || *resident == 0) continue;
+        plans.push_back(plan);
+        plan.staggered = true;
+        plans.push_back(plan);
+      }
+    }
+  }
+  return plans;
 }
 
 class Decode : public testing::Test {
@@ -176,6 +203,37 @@ TEST_F(Decode, ATokensBitsDependOnNothingElseInTheBatch) {
         ASSERT_TRUE(SameRow(some, i, all, (first + i) % 64, c.rows))
             << Name(c.spec) << " [" << c.rows << ", " << c.cols << "] rank " << c.rank << ", "
             << tokens << " tokens, place " << i;
+      }
+    }
+  }
+}
+
+// Those that the planner does not choose, too: the benches race them.
+TEST_F(Decode, EveryPlanIsExact) {
+  for (const auto& [rows, cols, rank] :
+       {std::tuple{300, 1300, 0}, std::tuple{130, 2048, 16}, std::tuple{5000, 700, 0}}) {
+    HostSegment segment{RandomMatrix(Spec(), rows, cols, 0, false, random_)};
+    segment.rank = rank;
+    segment.lorc_a = Integers(rows * rank, 2, random_);
+    segment.lorc_b = Integers(rank * cols, 2, random_);
+    const Prepared weights({segment});
+    const PreparedLinear& linear = weights.linear();
+    const Input all = SparseIntegers(64, cols);
+    const Reference reference = Multiply({segment}, all);
+    for (const int64_t tokens : {3, 16, 32, 64}) {
+      const std::vector<double> expected(reference.y.begin(), reference.y.begin() + tokens * rows);
+      DeviceCall call(linear, TakeTokens(all, 0, tokens));
+      Workspace workspace(WorkspaceBytes(linear, tokens));
+      for (const DecodePlan& plan : Plans(linear, tokens)) {
+        SCOPED_TRACE(plan.ToString());
+        call.Poison();
+        for (const bool as_f32 : {true, false}) {
+          ASSERT_EQ(LaunchDecode(plan, linear, call.Call(workspace.data(), as_f32), nullptr),
+                    absl::OkStatus());
+        }
+        ExpectExactly(expected, call.Read(), rows);
+        workspace.ExpectZeroCounters();
+        if (HasFailure()) return;
       }
     }
   }
