@@ -64,17 +64,20 @@ int64_t HessianBytes(const JobShapes& job) {
   return bytes;
 }
 
-// Factoring H: an f32 copy; in f64 H, H damped, its factor, the inverse, the inverse's factor and a
+// Factoring H, mirrored in f32: in f64 H damped, its root, the identity and the root's inverse; a
 // temporary of its check.
-int64_t FactorBytes(int64_t cols) { return (4 + 6 * 8) * Squared(cols); }
+int64_t FactorBytes(int64_t cols) { return (4 + 4 * 8 + 1) * Squared(cols); }
+
+// What linears of one input share, f32: H mirrored and its factor.
+int64_t SharedBytes(const JobShapes& job, int64_t cols) {
+  return (job.calibrates() ? 4 : 0) * Squared(cols) + (job.solves() ? 4 : 0) * Squared(cols);
+}
 
 // Rounding a linear: two f32 copies of its weights, its codes in bytes, a temporary of the check.
 int64_t RoundBytes(int64_t values) { return (4 + 4 + 1 + 5) * values; }
 
-// Its errors: the dequantized weights (f32), two temporaries; H mirrored.
-int64_t ErrorBytes(const JobShapes& job, int64_t values, int64_t cols) {
-  return (3 * 4 + 4) * values + (job.calibrates() ? 3 * 4 * Squared(cols) : 0);
-}
+// Its errors: the dequantized weights (f32), three temporaries.
+int64_t ErrorBytes(int64_t values) { return 4 * 4 * values; }
 
 // LoRC in f64: E and E R, the Gram matrix with its eigenvectors and their workspace; for the input
 // metric H, H damped, its factor and a temporary.
@@ -90,8 +93,9 @@ int64_t LorcBytes(const QuantizeSpec& spec, int64_t rows, int64_t cols) {
 int64_t SolveBytes(const JobShapes& job, const LinearInfo& linear) {
   const int64_t values = linear.rows * linear.cols;
   if (!job.spec.weights) return 8 * values;
-  int64_t most = std::max(RoundBytes(values), ErrorBytes(job, values, linear.cols));
+  int64_t most = std::max(RoundBytes(values), ErrorBytes(values));
   most = std::max(most, 4 * values + LorcBytes(job.spec, linear.rows, linear.cols));
+  most += SharedBytes(job, linear.cols);
   return job.solves() ? std::max(most, FactorBytes(linear.cols)) : most;
 }
 
@@ -103,10 +107,8 @@ int64_t LayerBytes(const JobShapes& job) {
     stored += StoredLinearBytes(job.spec, linear);
     solve = std::max(solve, SolveBytes(job, linear));
   }
-  const int64_t factors = job.solves() ? HessianBytes(job) : 0;
-  const int64_t quantize = factors + solve + stored;
   return 4 * job.layer_weights + HessianBytes(job) +
-         std::max(quantize, job.calibrates() ? BatchBytes(job) : 0);
+         std::max(solve + stored, job.calibrates() ? BatchBytes(job) : 0);
 }
 
 // The corpus and its tokens.
