@@ -41,9 +41,9 @@ Stored CountStored(const JobShapes& job) {
       text += kTensorsOfALinear * (2 * name + kTensorText);
     }
   }
-  for (const auto& names : job.layout.rest) {
-    for (const std::string& name : names) {
-      text += 2 * static_cast<int64_t>(name.size()) + kTensorText;
+  for (const auto& tensors : job.layout.rest) {
+    for (const RestTensor& tensor : tensors) {
+      text += 2 * static_cast<int64_t>(tensor.name.size()) + kTensorText;
     }
   }
   stored.report += job.config.layers * kLayerText;

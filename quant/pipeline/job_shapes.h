@@ -23,10 +23,11 @@ struct JobShapes {
                                          const DecoderLoader& loader);
 
   bool calibrates() const { return tokens > 0; }
+  bool rotates() const { return spec.rotate_seed.has_value(); }
   bool solves() const { return calibrates() && spec.weights && spec.method == Method::kGptq; }
 
   QuantizeSpec spec;
-  ModelConfig config;
+  ModelConfig config;               // the artifact's: rotation unties the head
   std::vector<LinearInfo> linears;  // of every layer
   std::set<std::string> excluded;
   ArtifactLayout layout;
@@ -41,7 +42,7 @@ struct JobShapes {
 
   int64_t ends_weights = 0;         // f32 values that Embed holds
   int64_t largest_end = 0;          // of the tensors among them
-  int64_t rest_bytes = 0;           // of what is stored in bf16 as it was
+  int64_t rest_bytes = 0;           // of what is stored in bf16
   int64_t largest_rest_shard = 0;   // bytes
   int64_t largest_rest_tensor = 0;  // values
   int64_t source_bytes = 0;         // of the checkpoint's tensor files

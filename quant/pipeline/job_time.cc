@@ -10,7 +10,7 @@ namespace {
 struct Rates {
   double forward;   // products of the forward pass
   double hessian;   // sums of x x^T, and products with H
-  double factor;    // f64: Cholesky factors and inverses
+  double factor;    // f64: Cholesky factors and inverses, products with a rotation
   double spectral;  // f64: LoRC's products and eigenvectors
   double codes;     // weights rounded in GPTQ's column loop, or by RTN
   double files;     // bytes read or written, with their sums
@@ -76,6 +76,14 @@ double LinearSeconds(const JobShapes& job, const Rates& rates, const LinearInfo&
   return seconds + spectral / rates.spectral;
 }
 
+// Products with Q: every linear and both ends; the ends once more to calibrate.
+double RotationFlops(const JobShapes& job) {
+  if (!job.rotates()) return 0;
+  double values = static_cast<double>(job.config.layers) * static_cast<double>(job.layer_weights);
+  values += (job.calibrates() ? 2.0 : 1.0) * static_cast<double>(job.ends_weights);
+  return 2 * values * static_cast<double>(job.config.hidden);
+}
+
 }  // namespace
 
 double CountSeconds(const JobShapes& job, bool gpu, int threads, int64_t artifact_bytes) {
@@ -89,6 +97,7 @@ double CountSeconds(const JobShapes& job, bool gpu, int threads, int64_t artifac
       seconds += LinearSeconds(job, rates, linear);
     }
   }
+  seconds += RotationFlops(job) / rates.factor;
   const int64_t bytes = 2 * job.source_bytes + job.corpus_bytes + artifact_bytes;
   return seconds + static_cast<double>(bytes) / rates.files;
 }
