@@ -37,10 +37,10 @@ int64_t TensorBytes(const JobShapes& job, int64_t values) {
   return (job.rotates() ? kTurnBytes : 6) * values;
 }
 
-// The calibration's hidden states, f32, and rotary angles; all windows, as long as the job runs.
+// The calibration's hidden states and f32 rotary angles; all windows, as long as the job runs.
 int64_t HiddenBytes(const JobShapes& job) {
   const int64_t rotary = job.config.family == Family::kLlama ? job.config.head_dim : 0;
-  return 4 * job.tokens * (job.config.hidden + rotary);
+  return job.tokens * (job.value_bytes() * job.config.hidden + 4 * rotary);
 }
 
 // One batch on its way through a layer: what the attention or the MLP holds at its widest, each
@@ -53,7 +53,7 @@ int64_t BatchBytes(const JobShapes& job) {
   const int64_t attention = 3 * config.hidden + 3 * queries + 2 * keys + 2 * queries;
   // In, middle, normalized, rounded, out; gate, up, silu, product and its rounding.
   const int64_t mlp = 5 * config.hidden + 5 * config.intermediate;
-  return 4 * job.batch_tokens * std::max(attention, mlp);
+  return job.value_bytes() * job.batch_tokens * std::max(attention, mlp);
 }
 
 // H of every input group, f32.
@@ -65,8 +65,10 @@ int64_t HessianBytes(const JobShapes& job) {
 }
 
 // Factoring H, mirrored in f32: in f64 H damped, its root, the identity and the root's inverse; a
-// temporary of its check.
-int64_t FactorBytes(int64_t cols) { return (4 + 4 * 8 + 1) * Squared(cols); }
+// temporary of its check. cuSOLVER and cuBLAS work on two transposed copies.
+int64_t FactorBytes(const JobShapes& job, int64_t cols) {
+  return (4 + 4 * 8 + 1 + (job.gpu ? 2 * 8 : 0)) * Squared(cols);
+}
 
 // What linears of one input share, f32: H mirrored and its factor.
 int64_t SharedBytes(const JobShapes& job, int64_t cols) {
@@ -96,7 +98,7 @@ int64_t SolveBytes(const JobShapes& job, const LinearInfo& linear) {
   int64_t most = std::max(RoundBytes(values), ErrorBytes(values));
   most = std::max(most, 4 * values + LorcBytes(job.spec, linear.rows, linear.cols));
   most += SharedBytes(job, linear.cols);
-  return job.solves() ? std::max(most, FactorBytes(linear.cols)) : most;
+  return job.solves() ? std::max(most, FactorBytes(job, linear.cols)) : most;
 }
 
 // A layer from its load to its shard.
@@ -107,7 +109,7 @@ int64_t LayerBytes(const JobShapes& job) {
     stored += StoredLinearBytes(job.spec, linear);
     solve = std::max(solve, SolveBytes(job, linear));
   }
-  return 4 * job.layer_weights + HessianBytes(job) +
+  return job.value_bytes() * job.layer_weights + HessianBytes(job) +
          std::max(solve + stored, job.calibrates() ? BatchBytes(job) : 0);
 }
 
@@ -124,13 +126,13 @@ int64_t TurnedLayerBytes(const JobShapes& job) {
   for (const LinearInfo& linear : job.layer) {
     largest = std::max(largest, linear.rows * linear.cols);
   }
-  return 4 * job.layer_weights + kTurnBytes * largest;
+  return job.value_bytes() * job.layer_weights + kTurnBytes * largest;
 }
 
-// The ends in f32, one of them on its way through bf16.
+// The ends, one of them on its way through bf16.
 int64_t EndsBytes(const JobShapes& job) {
   if (!job.calibrates()) return 0;
-  return 4 * job.ends_weights + TensorBytes(job, job.largest_end);
+  return job.value_bytes() * job.ends_weights + TensorBytes(job, job.largest_end);
 }
 
 // A shard of what is not quantized, one tensor on its way.
@@ -138,19 +140,22 @@ int64_t RestBytes(const JobShapes& job) {
   return job.largest_rest_shard + TensorBytes(job, job.largest_rest_tensor);
 }
 
+// LibTorch's caching allocator holds free pieces beside those in use.
+int64_t ReservedBytes(int64_t used) { return used * 5 / 4; }
+
 }  // namespace
 
-PeakMemory CountMemory(const JobShapes& job, bool gpu) {
+PeakMemory CountMemory(const JobShapes& job) {
   const int64_t files = std::max(TextBytes(job), RestBytes(job));
   const int64_t kept = HiddenBytes(job) + RotationBytes(job);
   const int64_t make = MakeRotationBytes(job);
   const int64_t parts = std::max({EndsBytes(job), LayerBytes(job), TurnedLayerBytes(job)});
-  if (!gpu) return {kCpuProcess + std::max(kept + std::max(files, parts), make), 0};
+  if (!job.gpu) return {kCpuProcess + std::max(kept + std::max(files, parts), make), 0};
   // A tensor is widened on the host before it goes to the device.
   const int64_t largest = 6 * std::max(job.largest_end, job.largest_rest_tensor);
   const int64_t turn = job.rotates() ? kTurnBytes * job.largest_rest_tensor : 0;
   return {kGpuProcess + std::max({files, largest, make}),
-          kGpuContext + kept + std::max(parts, turn)};
+          kGpuContext + ReservedBytes(kept + std::max(parts, turn))};
 }
 
 }  // namespace nibble

@@ -26,11 +26,11 @@ void CountLayer(JobShapes& job) {
   }
 }
 
-void CountCalibration(JobShapes& job) {
+void CountCalibration(const Device& device, JobShapes& job) {
   const CalibrationSpec& calibration = job.spec.calibration;
   if (!job.spec.weights || calibration.corpus.empty()) return;
   job.tokens = calibration.windows * calibration.window_tokens;
-  job.batch_tokens = std::min(job.tokens, BatchTokens(calibration.window_tokens));
+  job.batch_tokens = std::min(job.tokens, BatchTokens(calibration.window_tokens, device));
   job.corpus_bytes = FileBytes(calibration.corpus);
 }
 
@@ -60,16 +60,17 @@ void CountRest(JobShapes& job) {
 
 absl::StatusOr<JobShapes> JobShapes::Count(const QuantizeSpec& spec,
                                            const std::filesystem::path& checkpoint,
-                                           const DecoderLoader& loader) {
+                                           const DecoderLoader& loader, const Device& device) {
   JobShapes job;
   job.spec = spec;
+  job.gpu = device.is_cuda();
   job.config = loader.config();
   if (spec.rotate_seed) job.config.tied_embeddings = false;
   NIBBLE_ASSIGN_OR_RETURN(job.linears, loader.Linears());
   NIBBLE_ASSIGN_OR_RETURN(job.excluded, ExcludedLinears(spec.exclude, job.linears));
   job.layout = PlanArtifact(job.config, loader.tensors(), job.linears, job.excluded);
   CountLayer(job);
-  CountCalibration(job);
+  CountCalibration(device, job);
   CountEnds(job);
   CountRest(job);
   for (const auto& file : loader.tensors().files()) job.source_bytes += FileBytes(file);

@@ -277,6 +277,7 @@ TEST_F(Decode, TheRegimesAgree) {
   const Input input = RandomInput(65, kCols);
   const Output of_65 = Product(weights, input);
   const Output of_64 = Product(weights, TakeTokens(input, 0, 64));
+  ASSERT_EQ(of_65.f32.size(), 65u * kRows);
   const std::vector<double> first(of_64.f32.begin(), of_64.f32.end());
   const std::vector<float> second(of_65.f32.begin(), of_65.f32.begin() + 64 * kRows);
   EXPECT_LT(RelativeError(first, second),

@@ -198,7 +198,11 @@ inline Input TakeTokens(const Input& input, int64_t first, int64_t tokens) {
 // Whether row `a_token` of one output is row `b_token` of the other, bit for bit.
 inline bool SameRow(const Output& a, int64_t a_token, const Output& b, int64_t b_token,
                     int64_t rows) {
-  return std::memcmp(&a.f32[a_token * rows], &b.f32[b_token * rows], rows * 4) == 0 &&
+  const auto has = [rows](const Output& y, int64_t token) {
+    return static_cast<int64_t>(y.f32.size()) >= (token + 1) * rows;
+  };
+  return has(a, a_token) && has(b, b_token) &&
+         std::memcmp(&a.f32[a_token * rows], &b.f32[b_token * rows], rows * 4) == 0 &&
          std::memcmp(&a.bf16[a_token * rows], &b.bf16[b_token * rows], rows * 2) == 0;
 }
 

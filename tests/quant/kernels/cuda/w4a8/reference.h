@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <random>
 #include <vector>
 
@@ -152,6 +153,7 @@ inline double TruncationBound(const QuantizedMatrix& m, const Input& input, bool
 }
 
 inline double RelativeError(const std::vector<double>& expected, const std::vector<float>& found) {
+  if (expected.size() != found.size()) return std::numeric_limits<double>::infinity();
   double difference = 0;
   double norm = 0;
   for (size_t i = 0; i < expected.size(); ++i) {
@@ -169,6 +171,7 @@ inline std::vector<float> ToFloats(const std::vector<__nv_bfloat16>& values) {
 
 // Bit for bit, in f32 and rounded to bf16.
 inline void ExpectExactly(const std::vector<double>& expected, const Output& found, int64_t rows) {
+  ASSERT_EQ(found.f32.size(), expected.size());
   for (size_t i = 0; i < expected.size(); ++i) {
     const auto value = static_cast<float>(expected[i]);
     ASSERT_EQ(found.f32[i], value) << "token " << i / rows << " row " << i % rows;
