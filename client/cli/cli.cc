@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <optional>
 
 #include "client/cli/commands.h"
 #include "quant/base/strings.h"
@@ -43,6 +44,26 @@ absl::Status CheckUtf8(const std::vector<std::string>& arguments) {
         StrCat("an argument: found \"", ReplaceInvalidUtf8(argument), "\", expected valid UTF-8"));
   }
   return absl::OkStatus();
+}
+
+// Set when the last command given has commands of its own and none of them follows.
+std::optional<absl::Status> MissingCommand(const CLI::App& app) {
+  const CLI::App* last = &app;
+  std::string line;
+  while (!last->get_subcommands().empty()) {
+    last = last->get_subcommands().front();
+    line += StrCat(" ", last->get_name());
+  }
+  if (last->get_require_subcommand_min() == 0) return std::nullopt;
+  std::string names;
+  for (const CLI::App* command : last->get_subcommands([](const CLI::App*) { return true; })) {
+    names += StrCat(names.empty() ? "" : ", ", command->get_name());
+  }
+  const std::vector<std::string> found = app.remaining(/*recurse=*/true);
+  return absl::InvalidArgumentError(
+      StrCat("the command after `nibble", line, "`: found ",
+             found.empty() ? "none" : StrCat("\"", found.front(), "\""), ", expected one of ",
+             names, "; see `nibble", line, " --help`"));
 }
 
 int Fail(const Context& context, const absl::Status& status) {
@@ -105,6 +126,9 @@ int RunCli(const std::vector<std::string>& arguments, Terminal terminal) {
     // CLI11 takes them last first.
     app.parse(std::vector<std::string>(arguments.rbegin(), arguments.rend()));
   } catch (const CLI::ParseError& error) {
+    if (dynamic_cast<const CLI::RequiredError*>(&error) != nullptr) {
+      if (const auto missing = MissingCommand(app)) return Fail(context, *missing);
+    }
     return app.exit(error, terminal.out, terminal.err) == 0 ? 0 : 1;
   }
   Client client({.address = context.server});

@@ -91,6 +91,7 @@ absl::Status CheckSpecAgainst(const QuantizeSpec& spec, const DecoderLoader& loa
   NIBBLE_ASSIGN_OR_RETURN(const std::set<std::string> excluded,
                           ExcludedLinears(spec.exclude, linears));
   NIBBLE_RETURN_IF_ERROR(CheckRank(spec, linears, excluded));
+  if (spec.rotate_seed) NIBBLE_RETURN_IF_ERROR(loader.CheckRotatable());
   return CheckCalibration(spec, loader.config().context);
 }
 

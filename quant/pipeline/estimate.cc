@@ -41,9 +41,9 @@ Stored CountStored(const JobShapes& job) {
       text += kTensorsOfALinear * (2 * name + kTensorText);
     }
   }
-  for (const auto& names : job.layout.rest) {
-    for (const std::string& name : names) {
-      text += 2 * static_cast<int64_t>(name.size()) + kTensorText;
+  for (const auto& tensors : job.layout.rest) {
+    for (const RestTensor& tensor : tensors) {
+      text += 2 * static_cast<int64_t>(tensor.name.size()) + kTensorText;
     }
   }
   stored.report += job.config.layers * kLayerText;
@@ -59,16 +59,17 @@ absl::StatusOr<QuantizeEstimate> EstimateQuantize(const QuantizeSpec& spec,
                                                   const Place& place) {
   NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<DecoderLoader> loader,
                           DecoderLoader::Open(checkpoint, spec.compute));
-  NIBBLE_ASSIGN_OR_RETURN(const JobShapes job, JobShapes::Count(spec, checkpoint, *loader));
+  NIBBLE_ASSIGN_OR_RETURN(const JobShapes job,
+                          JobShapes::Count(spec, checkpoint, *loader, place.device));
   const Stored stored = CountStored(job);
-  const PeakMemory peak = CountMemory(job, place.device.is_cuda());
+  const PeakMemory peak = CountMemory(job);
   QuantizeEstimate estimate;
   estimate.host_bytes = peak.host;
   estimate.device_bytes = peak.device;
   estimate.artifact_bytes = stored.bytes;
   // The record and its replacement.
   estimate.disk_bytes = stored.bytes + 2 * stored.report;
-  estimate.seconds = CountSeconds(job, place.device.is_cuda(), place.threads, stored.bytes);
+  estimate.seconds = CountSeconds(job, place.threads, stored.bytes);
   estimate.linear_bits_per_weight = stored.bits_per_weight;
   return estimate;
 }

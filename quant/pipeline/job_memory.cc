@@ -17,10 +17,30 @@ constexpr int64_t kCorpusFactor = 10;  // the text, its copy, pieces and a token
 
 int64_t Squared(int64_t n) { return n * n; }
 
-// The calibration's hidden states, f32, and rotary angles; all windows, as long as the job runs.
+// Turning a tensor: its values and their product with Q, in f64.
+constexpr int64_t kTurnBytes = 16;
+
+// Q, in f64, as long as the job runs.
+int64_t RotationBytes(const JobShapes& job) {
+  return job.rotates() ? 8 * Squared(job.config.hidden) : 0;
+}
+
+// Making Q on the host: for LLaMA a Kronecker product and its signs; for OPT the normal values,
+// QR's copy and both of its results, Q and an outer product.
+int64_t MakeRotationBytes(const JobShapes& job) {
+  if (!job.rotates()) return 0;
+  return (job.config.family == Family::kOpt ? 6 : 4) * 8 * Squared(job.config.hidden);
+}
+
+// A tensor on its way between its type in the checkpoint, that of the work and bf16.
+int64_t TensorBytes(const JobShapes& job, int64_t values) {
+  return (job.rotates() ? kTurnBytes : 6) * values;
+}
+
+// The calibration's hidden states and f32 rotary angles; all windows, as long as the job runs.
 int64_t HiddenBytes(const JobShapes& job) {
   const int64_t rotary = job.config.family == Family::kLlama ? job.config.head_dim : 0;
-  return 4 * job.tokens * (job.config.hidden + rotary);
+  return job.tokens * (job.value_bytes() * job.config.hidden + 4 * rotary);
 }
 
 // One batch on its way through a layer: what the attention or the MLP holds at its widest, each
@@ -33,7 +53,7 @@ int64_t BatchBytes(const JobShapes& job) {
   const int64_t attention = 3 * config.hidden + 3 * queries + 2 * keys + 2 * queries;
   // In, middle, normalized, rounded, out; gate, up, silu, product and its rounding.
   const int64_t mlp = 5 * config.hidden + 5 * config.intermediate;
-  return 4 * job.batch_tokens * std::max(attention, mlp);
+  return job.value_bytes() * job.batch_tokens * std::max(attention, mlp);
 }
 
 // H of every input group, f32.
@@ -44,17 +64,22 @@ int64_t HessianBytes(const JobShapes& job) {
   return bytes;
 }
 
-// Factoring H: an f32 copy; in f64 H, H damped, its factor, the inverse, the inverse's factor and a
-// temporary of its check.
-int64_t FactorBytes(int64_t cols) { return (4 + 6 * 8) * Squared(cols); }
+// Factoring H, mirrored in f32: in f64 H damped, its root, the identity and the root's inverse; a
+// temporary of its check. cuSOLVER and cuBLAS work on two transposed copies.
+int64_t FactorBytes(const JobShapes& job, int64_t cols) {
+  return (4 + 4 * 8 + 1 + (job.gpu ? 2 * 8 : 0)) * Squared(cols);
+}
+
+// What linears of one input share, f32: H mirrored and its factor.
+int64_t SharedBytes(const JobShapes& job, int64_t cols) {
+  return (job.calibrates() ? 4 : 0) * Squared(cols) + (job.solves() ? 4 : 0) * Squared(cols);
+}
 
 // Rounding a linear: two f32 copies of its weights, its codes in bytes, a temporary of the check.
 int64_t RoundBytes(int64_t values) { return (4 + 4 + 1 + 5) * values; }
 
-// Its errors: the dequantized weights (f32), two temporaries; H mirrored.
-int64_t ErrorBytes(const JobShapes& job, int64_t values, int64_t cols) {
-  return (3 * 4 + 4) * values + (job.calibrates() ? 3 * 4 * Squared(cols) : 0);
-}
+// Its errors: the dequantized weights (f32), three temporaries.
+int64_t ErrorBytes(int64_t values) { return 4 * 4 * values; }
 
 // LoRC in f64: E and E R, the Gram matrix with its eigenvectors and their workspace; for the input
 // metric H, H damped, its factor and a temporary.
@@ -70,9 +95,10 @@ int64_t LorcBytes(const QuantizeSpec& spec, int64_t rows, int64_t cols) {
 int64_t SolveBytes(const JobShapes& job, const LinearInfo& linear) {
   const int64_t values = linear.rows * linear.cols;
   if (!job.spec.weights) return 8 * values;
-  int64_t most = std::max(RoundBytes(values), ErrorBytes(job, values, linear.cols));
+  int64_t most = std::max(RoundBytes(values), ErrorBytes(values));
   most = std::max(most, 4 * values + LorcBytes(job.spec, linear.rows, linear.cols));
-  return job.solves() ? std::max(most, FactorBytes(linear.cols)) : most;
+  most += SharedBytes(job, linear.cols);
+  return job.solves() ? std::max(most, FactorBytes(job, linear.cols)) : most;
 }
 
 // A layer from its load to its shard.
@@ -83,10 +109,8 @@ int64_t LayerBytes(const JobShapes& job) {
     stored += StoredLinearBytes(job.spec, linear);
     solve = std::max(solve, SolveBytes(job, linear));
   }
-  const int64_t factors = job.solves() ? HessianBytes(job) : 0;
-  const int64_t quantize = factors + solve + stored;
-  return 4 * job.layer_weights + HessianBytes(job) +
-         std::max(quantize, job.calibrates() ? BatchBytes(job) : 0);
+  return job.value_bytes() * job.layer_weights + HessianBytes(job) +
+         std::max(solve + stored, job.calibrates() ? BatchBytes(job) : 0);
 }
 
 // The corpus and its tokens.
@@ -95,25 +119,43 @@ int64_t TextBytes(const JobShapes& job) {
   return kTextFactor * job.tokenizer_bytes + kCorpusFactor * job.corpus_bytes;
 }
 
-// The ends in f32, one of them on its way through bf16.
+// A layer whose last linear is turned.
+int64_t TurnedLayerBytes(const JobShapes& job) {
+  if (!job.rotates()) return 0;
+  int64_t largest = 0;
+  for (const LinearInfo& linear : job.layer) {
+    largest = std::max(largest, linear.rows * linear.cols);
+  }
+  return job.value_bytes() * job.layer_weights + kTurnBytes * largest;
+}
+
+// The ends, one of them on its way through bf16.
 int64_t EndsBytes(const JobShapes& job) {
-  return job.calibrates() ? 4 * job.ends_weights + 6 * job.largest_end : 0;
+  if (!job.calibrates()) return 0;
+  return job.value_bytes() * job.ends_weights + TensorBytes(job, job.largest_end);
 }
 
 // A shard of what is not quantized, one tensor on its way.
 int64_t RestBytes(const JobShapes& job) {
-  return job.largest_rest_shard + 6 * job.largest_rest_tensor;
+  return job.largest_rest_shard + TensorBytes(job, job.largest_rest_tensor);
 }
+
+// LibTorch's caching allocator holds free pieces beside those in use.
+int64_t ReservedBytes(int64_t used) { return used * 5 / 4; }
 
 }  // namespace
 
-PeakMemory CountMemory(const JobShapes& job, bool gpu) {
+PeakMemory CountMemory(const JobShapes& job) {
   const int64_t files = std::max(TextBytes(job), RestBytes(job));
-  const int64_t model = HiddenBytes(job) + std::max(EndsBytes(job), LayerBytes(job));
-  if (!gpu) return {kCpuProcess + std::max(HiddenBytes(job) + files, model), 0};
+  const int64_t kept = HiddenBytes(job) + RotationBytes(job);
+  const int64_t make = MakeRotationBytes(job);
+  const int64_t parts = std::max({EndsBytes(job), LayerBytes(job), TurnedLayerBytes(job)});
+  if (!job.gpu) return {kCpuProcess + std::max(kept + std::max(files, parts), make), 0};
   // A tensor is widened on the host before it goes to the device.
   const int64_t largest = 6 * std::max(job.largest_end, job.largest_rest_tensor);
-  return {kGpuProcess + std::max(files, largest), kGpuContext + model};
+  const int64_t turn = job.rotates() ? kTurnBytes * job.largest_rest_tensor : 0;
+  return {kGpuProcess + std::max({files, largest, make}),
+          kGpuContext + ReservedBytes(kept + std::max(parts, turn))};
 }
 
 }  // namespace nibble

@@ -26,11 +26,11 @@ void CountLayer(JobShapes& job) {
   }
 }
 
-void CountCalibration(JobShapes& job) {
+void CountCalibration(const Device& device, JobShapes& job) {
   const CalibrationSpec& calibration = job.spec.calibration;
   if (!job.spec.weights || calibration.corpus.empty()) return;
   job.tokens = calibration.windows * calibration.window_tokens;
-  job.batch_tokens = std::min(job.tokens, BatchTokens(calibration.window_tokens));
+  job.batch_tokens = std::min(job.tokens, BatchTokens(calibration.window_tokens, device));
   job.corpus_bytes = FileBytes(calibration.corpus);
 }
 
@@ -44,13 +44,12 @@ void CountEnds(JobShapes& job) {
   if (width != config.hidden) job.ends_weights += 2 * width * config.hidden;
 }
 
-void CountRest(const TensorSource& tensors, JobShapes& job) {
-  for (const std::vector<std::string>& names : job.layout.rest) {
+void CountRest(JobShapes& job) {
+  for (const std::vector<RestTensor>& tensors : job.layout.rest) {
     int64_t shard = 0;
-    for (const std::string& name : names) {
-      const int64_t elements = tensors.Find(name)->elements();
-      shard += 2 * elements;
-      job.largest_rest_tensor = std::max(job.largest_rest_tensor, elements);
+    for (const RestTensor& tensor : tensors) {
+      shard += 2 * tensor.elements;
+      job.largest_rest_tensor = std::max(job.largest_rest_tensor, tensor.elements);
     }
     job.rest_bytes += shard;
     job.largest_rest_shard = std::max(job.largest_rest_shard, shard);
@@ -61,17 +60,19 @@ void CountRest(const TensorSource& tensors, JobShapes& job) {
 
 absl::StatusOr<JobShapes> JobShapes::Count(const QuantizeSpec& spec,
                                            const std::filesystem::path& checkpoint,
-                                           const DecoderLoader& loader) {
+                                           const DecoderLoader& loader, const Device& device) {
   JobShapes job;
   job.spec = spec;
+  job.gpu = device.is_cuda();
   job.config = loader.config();
+  if (spec.rotate_seed) job.config.tied_embeddings = false;
   NIBBLE_ASSIGN_OR_RETURN(job.linears, loader.Linears());
   NIBBLE_ASSIGN_OR_RETURN(job.excluded, ExcludedLinears(spec.exclude, job.linears));
   job.layout = PlanArtifact(job.config, loader.tensors(), job.linears, job.excluded);
   CountLayer(job);
-  CountCalibration(job);
+  CountCalibration(device, job);
   CountEnds(job);
-  CountRest(loader.tensors(), job);
+  CountRest(job);
   for (const auto& file : loader.tensors().files()) job.source_bytes += FileBytes(file);
   for (const auto& file : TokenizerFiles(checkpoint)) job.tokenizer_bytes += FileBytes(file);
   return job;

@@ -20,13 +20,17 @@ namespace nibble {
 struct JobShapes {
   static absl::StatusOr<JobShapes> Count(const QuantizeSpec& spec,
                                          const std::filesystem::path& checkpoint,
-                                         const DecoderLoader& loader);
+                                         const DecoderLoader& loader, const Device& device);
 
+  // Of a weight or hidden state at work.
+  int64_t value_bytes() const { return gpu && spec.compute == Compute::kBf16 ? 2 : 4; }
   bool calibrates() const { return tokens > 0; }
+  bool rotates() const { return spec.rotate_seed.has_value(); }
   bool solves() const { return calibrates() && spec.weights && spec.method == Method::kGptq; }
 
   QuantizeSpec spec;
-  ModelConfig config;
+  bool gpu = false;
+  ModelConfig config;               // the artifact's: rotation unties the head
   std::vector<LinearInfo> linears;  // of every layer
   std::set<std::string> excluded;
   ArtifactLayout layout;
@@ -39,9 +43,9 @@ struct JobShapes {
   int64_t tokens = 0;        // of the calibration; 0: nothing is calibrated
   int64_t batch_tokens = 0;  // that go through a layer at once
 
-  int64_t ends_weights = 0;         // f32 values that Embed holds
+  int64_t ends_weights = 0;         // values that Embed holds
   int64_t largest_end = 0;          // of the tensors among them
-  int64_t rest_bytes = 0;           // of what is stored in bf16 as it was
+  int64_t rest_bytes = 0;           // of what is stored in bf16
   int64_t largest_rest_shard = 0;   // bytes
   int64_t largest_rest_tensor = 0;  // values
   int64_t source_bytes = 0;         // of the checkpoint's tensor files
@@ -57,9 +61,9 @@ struct PeakMemory {
   int64_t host = 0;
   int64_t device = 0;  // 0: on a CPU
 };
-PeakMemory CountMemory(const JobShapes& job, bool gpu);
+PeakMemory CountMemory(const JobShapes& job);
 
 // Running time by the rates of job_time.cc.
-double CountSeconds(const JobShapes& job, bool gpu, int threads, int64_t artifact_bytes);
+double CountSeconds(const JobShapes& job, int threads, int64_t artifact_bytes);
 
 }  // namespace nibble

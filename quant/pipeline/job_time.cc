@@ -9,8 +9,9 @@ namespace {
 // FLOP/s, weights/s and bytes/s that the pipeline reaches, not the hardware's peaks.
 struct Rates {
   double forward;   // products of the forward pass
-  double hessian;   // sums of x x^T, and products with H
-  double factor;    // f64: Cholesky factors and inverses
+  double hessian;   // sums of x x^T
+  double products;  // f32: products with H and with the factor
+  double factor;    // f64: Cholesky factors and inverses, products with a rotation
   double spectral;  // f64: LoRC's products and eigenvectors
   double codes;     // weights rounded in GPTQ's column loop, or by RTN
   double files;     // bytes read or written, with their sums
@@ -19,24 +20,33 @@ struct Rates {
 // in f64 and in strips.
 constexpr Rates kCore = {.forward = 60e9,
                          .hessian = 50e9,
+                         .products = 50e9,
                          .factor = 15e9,
                          .spectral = 12e9,
                          .codes = 40e6,
                          .files = 0.4e9};
-// Of one H100: bf16 products at 40% of the peak, f32 ones at 60%, f64 factors far below it. A job
-// with compute f32 multiplies at the rate of `hessian`.
-constexpr Rates kHopper = {.forward = 400e12,
-                           .hessian = 30e12,
-                           .factor = 5e12,
-                           .spectral = 2e12,
+// Of one H200, fitted to LLaMA-7B's and OPT-1.3B's shapes (tests/bench/RESULTS.md): bf16 products
+// at half of the peak, f32 ones at 60%. LoRC iterates in f32 there, which takes a tenth of the
+// operations counted here. A job with compute f32 does the first two at the rate of `products`.
+constexpr Rates kHopper = {.forward = 500e12,
+                           .hessian = 350e12,
+                           .products = 40e12,
+                           .factor = 20e12,
+                           .spectral = 40e12,
                            .codes = 3e9,
-                           .files = 1.2e9};
+                           .files = 1.5e9};
 
 // Cores help files little: sums of one file are one thread's.
 Rates OfCores(int threads) {
   const double n = threads;
-  return {n * kCore.forward,  n * kCore.hessian, n * kCore.factor,
+  return {n * kCore.forward,  n * kCore.hessian, n * kCore.products, n * kCore.factor,
           n * kCore.spectral, n * kCore.codes,   kCore.files};
+}
+
+Rates OfJob(const JobShapes& job, int threads) {
+  Rates rates = job.gpu ? kHopper : OfCores(threads);
+  if (job.gpu && job.spec.compute == Compute::kF32) rates.forward = rates.hessian = rates.products;
+  return rates;
 }
 
 double Cubed(int64_t n) {
@@ -51,9 +61,9 @@ double ForwardFlops(const JobShapes& job) {
   return tokens * (2.0 * static_cast<double>(job.layer_weights) + 2.0 * attention);
 }
 
-double LayerSeconds(const JobShapes& job, const Rates& rates, double forward) {
+double LayerSeconds(const JobShapes& job, const Rates& rates) {
   double seconds = 0;
-  if (job.calibrates()) seconds += 2 * ForwardFlops(job) / forward;
+  if (job.calibrates()) seconds += 2 * ForwardFlops(job) / rates.forward;
   for (const auto& [group, cols] : job.inputs) {
     const double squared = static_cast<double>(cols) * static_cast<double>(cols);
     // Its upper half, then a factor, its inverse and the inverse's factor.
@@ -67,8 +77,8 @@ double LinearSeconds(const JobShapes& job, const Rates& rates, const LinearInfo&
   const double values = static_cast<double>(linear.rows) * static_cast<double>(linear.cols);
   const double wide = values * static_cast<double>(linear.cols);
   double seconds = values / rates.codes;
-  if (job.solves()) seconds += wide / rates.hessian;          // blocks' errors, spread
-  if (job.calibrates()) seconds += 4 * wide / rates.hessian;  // E H and W H
+  if (job.solves()) seconds += wide / rates.products;          // blocks' errors, spread
+  if (job.calibrates()) seconds += 4 * wide / rates.products;  // E H and W H
   if (job.spec.lorc_rank == 0) return seconds;
   const int64_t side = std::min(linear.rows, linear.cols);
   double spectral = 2 * values * static_cast<double>(side) + 9 * Cubed(side);
@@ -76,19 +86,25 @@ double LinearSeconds(const JobShapes& job, const Rates& rates, const LinearInfo&
   return seconds + spectral / rates.spectral;
 }
 
+// Products with Q: every linear and both ends; the ends once more to calibrate.
+double RotationFlops(const JobShapes& job) {
+  if (!job.rotates()) return 0;
+  double values = static_cast<double>(job.config.layers) * static_cast<double>(job.layer_weights);
+  values += (job.calibrates() ? 2.0 : 1.0) * static_cast<double>(job.ends_weights);
+  return 2 * values * static_cast<double>(job.config.hidden);
+}
+
 }  // namespace
 
-double CountSeconds(const JobShapes& job, bool gpu, int threads, int64_t artifact_bytes) {
-  const Rates rates = gpu ? kHopper : OfCores(threads);
-  const double forward =
-      job.spec.compute == Compute::kF32 ? std::min(rates.forward, rates.hessian) : rates.forward;
-  double seconds = static_cast<double>(job.config.layers) *
-                   LayerSeconds(job, rates, gpu ? forward : rates.forward);
+double CountSeconds(const JobShapes& job, int threads, int64_t artifact_bytes) {
+  const Rates rates = OfJob(job, threads);
+  double seconds = static_cast<double>(job.config.layers) * LayerSeconds(job, rates);
   for (const LinearInfo& linear : job.linears) {
     if (job.spec.weights && !job.excluded.contains(linear.name)) {
       seconds += LinearSeconds(job, rates, linear);
     }
   }
+  seconds += RotationFlops(job) / rates.factor;
   const int64_t bytes = 2 * job.source_bytes + job.corpus_bytes + artifact_bytes;
   return seconds + static_cast<double>(bytes) / rates.files;
 }

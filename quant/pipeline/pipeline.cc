@@ -146,11 +146,11 @@ class ModelQuantizer {
 
   // Everything that no linear's quantized tensors replace, in bf16.
   absl::Status WriteRest(const ArtifactLayout& layout, ArtifactWriter& writer) {
-    for (const std::vector<std::string>& names : layout.rest) {
+    for (const std::vector<RestTensor>& tensors : layout.rest) {
       NIBBLE_RETURN_IF_ERROR(Say(Phase::kWriting));
       std::vector<NamedTensor> shard;
-      for (const std::string& name : names) {
-        NIBBLE_ASSIGN_OR_RETURN(shard.emplace_back(), ReadRest(name));
+      for (const RestTensor& tensor : tensors) {
+        NIBBLE_ASSIGN_OR_RETURN(shard.emplace_back(), ReadRest(tensor.name));
       }
       NIBBLE_RETURN_IF_ERROR(writer.WriteShard(shard));
     }
@@ -158,19 +158,16 @@ class ModelQuantizer {
   }
 
   absl::StatusOr<NamedTensor> ReadRest(const std::string& name) {
-    NIBBLE_ASSIGN_OR_RETURN(const TensorView tensor, loader_.tensors().Find(name));
-    at::Tensor widened = at::empty(tensor.shape, at::kFloat);
-    NIBBLE_RETURN_IF_ERROR(
-        WidenToFloat(name, tensor, absl::MakeSpan(widened.data_ptr<float>(), widened.numel())));
-    loader_.tensors().Release(tensor);
+    NIBBLE_ASSIGN_OR_RETURN(const at::Tensor tensor, loader_.ReadTensor(name));
     // An excluded linear is counted with its layer.
     const std::string stem = name.substr(0, name.rfind('.'));
-    if (!name.ends_with(".weight") || !excluded_.contains(stem)) report_.AddRest(widened.numel());
-    return BFloat16Tensor(name, widened);
+    if (!name.ends_with(".weight") || !excluded_.contains(stem)) report_.AddRest(tensor.numel());
+    return BFloat16Tensor(name, tensor);
   }
 
   absl::StatusOr<QuantizeSummary> Finish(ArtifactWriter& writer) {
     NIBBLE_ASSIGN_OR_RETURN(Json config, ReadJsonFile(checkpoint_ / "config.json"));
+    if (spec_.rotate_seed) config["tie_word_embeddings"] = false;
     config["quantization_config"] = SpecJson(spec_, excluded_);
     config["quantization_config"]["quant_method"] = "nibble";
     NIBBLE_RETURN_IF_ERROR(writer.WriteJson("config.json", config));
@@ -209,6 +206,7 @@ absl::StatusOr<QuantizeSummary> QuantizeModel(const QuantizeSpec& spec,
     NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<DecoderLoader> loader,
                             DecoderLoader::Open(checkpoint, spec.compute, device));
     NIBBLE_RETURN_IF_ERROR(CheckSpecAgainst(spec, *loader));
+    if (spec.rotate_seed) NIBBLE_RETURN_IF_ERROR(loader->Rotate(*spec.rotate_seed));
     NIBBLE_ASSIGN_OR_RETURN(const std::vector<LinearInfo> linears, loader->Linears());
     NIBBLE_ASSIGN_OR_RETURN(std::set<std::string> excluded, ExcludedLinears(spec.exclude, linears));
     const ArtifactLayout layout =

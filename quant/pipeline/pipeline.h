@@ -33,7 +33,8 @@ struct QuantizeSpec {
   GptqOptions gptq;
   int lorc_rank = 0;  // 0: none
   LorcMetric lorc_metric = LorcMetric::kWeight;
-  std::vector<std::string> exclude;  // glob patterns over names without ".weight"
+  std::optional<uint64_t> rotate_seed;  // absent: the residual stream is not turned
+  std::vector<std::string> exclude;     // glob patterns over names without ".weight"
   Compute compute = Compute::kF32;
   CalibrationSpec calibration;  // read by GPTQ and by the input metric
 };
@@ -81,8 +82,8 @@ struct QuantizeSummary {
   double seconds = 0;
 };
 
-// Every combination that can't work is INVALID_ARGUMENT with field, found, expected; needs no
-// tensor data, only the checkpoint's config and shapes.
+// Every combination that can't work is INVALID_ARGUMENT with field, found, expected; needs the
+// checkpoint's config and shapes, and norms alone of its data.
 absl::Status CheckQuantizeSpec(const QuantizeSpec& spec, const std::filesystem::path& checkpoint);
 
 // Called between steps (at least once per layer); a non-OK status stops the work with that status.

@@ -51,8 +51,10 @@ Json SpecJson(const QuantizeSpec& spec, const std::set<std::string>& excluded) {
                {"method", spec.method == Method::kRtn ? "rtn" : "gptq"},
                {"act_order", spec.gptq.act_order},
                {"damping", spec.gptq.damping},
+               {"rotate", spec.rotate_seed.has_value()},
                {"compute", spec.compute == Compute::kF32 ? "f32" : "bf16"},
                {"excluded", excluded}};
+  if (spec.rotate_seed) json["rotate_seed"] = *spec.rotate_seed;
   if (spec.weights) json["weights"] = WeightsJson(*spec.weights);
   if (spec.activations) {
     json["activations"] = {{"format", std::string(FormatName(spec.activations->format))},

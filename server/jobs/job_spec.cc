@@ -68,13 +68,9 @@ absl::Status CheckEnums(const v1::JobSpec& spec) {
   return check("compute", spec.compute(), v1::Compute_IsValid(spec.compute()));
 }
 
-// What is in the API but not served.
-absl::Status CheckServed(const v1::JobSpec& spec) {
-  if (spec.rotate()) {
-    return FieldError(absl::StatusCode::kUnimplemented, "rotate", "true",
-                      "false: rotation is not served by this version");
-  }
-  if (spec.has_rotate_seed()) {
+// A seed of nothing, and versions that no model has.
+absl::Status CheckSeedAndVersion(const v1::JobSpec& spec) {
+  if (spec.has_rotate_seed() && !spec.rotate()) {
     return Invalid("rotate_seed", StrCat(spec.rotate_seed()), "no seed without rotate");
   }
   if (spec.model_version() < 0 || spec.model_version() > 1) {
@@ -172,6 +168,7 @@ absl::StatusOr<QuantizeSpec> MakeQuantizeSpec(const v1::JobSpec& spec, const Dat
   made.lorc_rank = spec.lorc_rank();
   made.lorc_metric =
       spec.lorc_metric() == v1::LORC_METRIC_INPUT ? LorcMetric::kInput : LorcMetric::kWeight;
+  if (spec.rotate()) made.rotate_seed = spec.rotate_seed();
   made.exclude.assign(spec.exclude().begin(), spec.exclude().end());
   made.compute = spec.compute() == v1::COMPUTE_F32 ? Compute::kF32 : Compute::kBf16;
   return made;
@@ -190,7 +187,7 @@ absl::StatusOr<std::filesystem::path> FindCorpus(const v1::CorpusRef& corpus,
 absl::StatusOr<v1::JobSpec> FillDefaults(const v1::JobSpec& spec, const DataRoot& root) {
   NIBBLE_RETURN_IF_ERROR(CheckName("output", spec.output()));
   NIBBLE_RETURN_IF_ERROR(CheckEnums(spec));
-  NIBBLE_RETURN_IF_ERROR(CheckServed(spec));
+  NIBBLE_RETURN_IF_ERROR(CheckSeedAndVersion(spec));
   NIBBLE_ASSIGN_OR_RETURN(const std::filesystem::path checkpoint,
                           FindModel(root, "model", spec.model()));
   NIBBLE_ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(checkpoint));
@@ -209,6 +206,7 @@ absl::StatusOr<v1::JobSpec> FillDefaults(const v1::JobSpec& spec, const DataRoot
   if (full.lorc_metric() == v1::LORC_METRIC_UNSPECIFIED) {
     full.set_lorc_metric(v1::LORC_METRIC_WEIGHT);
   }
+  if (full.rotate() && !full.has_rotate_seed()) full.set_rotate_seed(0);
   if (full.compute() == v1::COMPUTE_UNSPECIFIED) full.set_compute(v1::COMPUTE_BF16);
   if (!full.has_windows()) full.set_windows(128);
   if (!full.has_window()) full.set_window(std::min<int64_t>(2048, config.context));
@@ -217,7 +215,7 @@ absl::StatusOr<v1::JobSpec> FillDefaults(const v1::JobSpec& spec, const DataRoot
 
 absl::StatusOr<JobPlan> MakeJobPlan(const v1::JobSpec& spec, const DataRoot& root) {
   JobPlan plan;
-  NIBBLE_RETURN_IF_ERROR(CheckServed(spec));
+  NIBBLE_RETURN_IF_ERROR(CheckSeedAndVersion(spec));
   NIBBLE_RETURN_IF_ERROR(CheckName("output", spec.output()));
   plan.artifact = root.artifacts() / spec.output();
   NIBBLE_ASSIGN_OR_RETURN(plan.checkpoint, FindModel(root, "model", spec.model()));

@@ -1,5 +1,7 @@
 #include "server/registry/model_folder.h"
 
+#include <spdlog/spdlog.h>
+
 #include <algorithm>
 #include <chrono>
 #include <memory>
@@ -86,7 +88,7 @@ absl::StatusOr<ModelFolder> ReadModelFolder(const fs::path& path) {
 }
 
 std::vector<ModelFolder> ListModelFolders(const DataRoot& root,
-                                          std::vector<std::string>* unreadable) {
+                                          std::map<std::string, std::string>* unreadable) {
   std::vector<ModelFolder> folders;
   for (const fs::path& parent : {root.models(), root.artifacts()}) {
     std::error_code error;
@@ -97,12 +99,21 @@ std::vector<ModelFolder> ListModelFolders(const DataRoot& root,
       if (folder.ok()) {
         folders.push_back(*std::move(folder));
       } else {
-        unreadable->push_back(StrCat(name, ": ", folder.status().message()));
+        unreadable->emplace(name, folder.status().message());
       }
     }
   }
   std::ranges::sort(folders, {}, &ModelFolder::name);
   return folders;
+}
+
+void UnreadableWarnings::Tell(const std::map<std::string, std::string>& unreadable) {
+  for (const auto& [name, reason] : unreadable) {
+    const auto told = told_.find(name);
+    if (told != told_.end() && told->second == reason) continue;
+    spdlog::warn("model {} is not listed: {}", name, reason);
+  }
+  told_ = unreadable;
 }
 
 }  // namespace nibble

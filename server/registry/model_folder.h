@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -34,8 +35,19 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizer(const std::filesystem::
 
 absl::StatusOr<ModelFolder> ReadModelFolder(const std::filesystem::path& path);
 // Every checkpoint and committed artifact of the data root, by name. A folder that can't be read is
-// left out and named in `unreadable`.
+// left out and named in `unreadable`, with the reason.
 std::vector<ModelFolder> ListModelFolders(const DataRoot& root,
-                                          std::vector<std::string>* unreadable);
+                                          std::map<std::string, std::string>* unreadable);
+
+// Warns in the log of the models that lists leave out: of each once, and again when its reason
+// changes. Not thread-safe.
+class UnreadableWarnings {
+ public:
+  // `unreadable`: what one whole list left out.
+  void Tell(const std::map<std::string, std::string>& unreadable);
+
+ private:
+  std::map<std::string, std::string> told_;
+};
 
 }  // namespace nibble

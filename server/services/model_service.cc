@@ -1,6 +1,7 @@
 #include "server/services/model_service.h"
 
 #include <algorithm>
+#include <map>
 #include <memory>
 #include <optional>
 
@@ -28,6 +29,14 @@ absl::Status CheckFilters(const v1::ListModelsRequest& request) {
                       "states of a model");
   }
   return absl::OkStatus();
+}
+
+bool IsAskedFor(const v1::ModelVersion& version, const v1::ListModelsRequest& request) {
+  if (request.kind() != v1::MODEL_KIND_UNSPECIFIED && request.kind() != version.kind()) {
+    return false;
+  }
+  const auto& states = request.states();
+  return states.empty() || std::ranges::find(states, version.state()) != states.end();
 }
 
 absl::StatusOr<std::optional<Compute>> CheckLoad(const v1::LoadOptions& options) {
@@ -109,23 +118,23 @@ absl::Status ModelService::List(const v1::ListModelsRequest& request,
                                 v1::ListModelsResponse& response) {
   NIBBLE_RETURN_IF_ERROR(CheckFilters(request));
   NIBBLE_ASSIGN_OR_RETURN(const NamePage page, ParsePage(request.page()));
-  std::vector<std::string> unreadable;
+  std::map<std::string, std::string> unreadable;
   for (const ModelFolder& folder : ListModelFolders(registry_.root(), &unreadable)) {
-    if (folder.name <= page.after) continue;
     absl::StatusOr<v1::Model> model = ModelMessage(folder, registry_.StatusOf(folder.name), false);
-    if (!model.ok()) continue;  // as unreadable as those; GetModel says why
-    const v1::ModelVersion& version = model->versions(0);
-    if (request.kind() != v1::MODEL_KIND_UNSPECIFIED && request.kind() != version.kind()) continue;
-    const auto& states = request.states();
-    if (!states.empty() && std::ranges::find(states, version.state()) == states.end()) continue;
+    if (!model.ok()) {
+      unreadable.emplace(folder.name, model.status().message());
+      continue;
+    }
+    if (folder.name <= page.after || !IsAskedFor(model->versions(0), request)) continue;
     if (response.models_size() == page.size) {
       response.set_next_page_token(PageToken(response.models(page.size - 1).name()));
-      break;
+      continue;
     }
     NIBBLE_ASSIGN_OR_RETURN(*model->mutable_versions(0)->mutable_job_id(),
                             jobs_.MakerOf(folder.name));
     *response.add_models() = *std::move(model);
   }
+  warnings_.Tell(unreadable);
   return absl::OkStatus();
 }
 

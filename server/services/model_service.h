@@ -8,6 +8,7 @@
 #include "server/jobs/job_store.h"
 #include "server/ops/metrics.h"
 #include "server/ops/task_thread.h"
+#include "server/registry/model_folder.h"
 #include "server/registry/registry.h"
 #include "server/transfer/upload_store.h"
 
@@ -65,8 +66,9 @@ class ModelService : public v1::ModelService::CallbackService {
   absl::Mutex& names_;
   Metrics& metrics_;
   UploadStore uploads_;
-  TaskThread folders_;    // reads and removes them: not for an RPC thread
-  TaskThread transfers_;  // writes and reads files of uploads and downloads
+  UnreadableWarnings warnings_;  // used on `folders_` only
+  TaskThread folders_;           // reads and removes them: not for an RPC thread
+  TaskThread transfers_;         // writes and reads files of uploads and downloads
 };
 
 }  // namespace nibble

@@ -202,6 +202,10 @@ absl::Status Upload::CheckContent() const {
 absl::Status Upload::Commit() {
   for (size_t i = 0; i < progress_.size(); ++i) {
     if (progress_[i].complete) continue;
+    if (progress_[i].received == spec_.files[i].size) {  // empty, or its stream broke at the sum
+      NIBBLE_RETURN_IF_ERROR(StartFile(spec_.files[i].path, progress_[i].received));
+      continue;
+    }
     return absl::FailedPreconditionError(StrCat(spec_.files[i].path, ": found ",
                                                 progress_[i].received, " bytes, expected ",
                                                 spec_.files[i].size));

@@ -144,7 +144,6 @@ TEST_F(DaemonTest, BadInputIsRefusedByField) {
   using v1::JobSpec;
   const auto kInvalid = grpc::StatusCode::INVALID_ARGUMENT;
   const auto kNotFound = grpc::StatusCode::NOT_FOUND;
-  const auto kUnserved = grpc::StatusCode::UNIMPLEMENTED;
   const std::vector<BadInput> cases = {
       {"unknown model", [](JobSpec& s) { s.set_model("none"); }, kNotFound, "model"},
       {"parent model", [](JobSpec& s) { s.set_model("../tiny"); }, kInvalid, "model"},
@@ -173,7 +172,6 @@ TEST_F(DaemonTest, BadInputIsRefusedByField) {
       {"rank of all", [](JobSpec& s) { s.set_lorc_rank(128); }, kInvalid, "lorc_rank"},
       {"rank 129", [](JobSpec& s) { s.set_lorc_rank(129); }, kInvalid, "lorc_rank"},
       {"rank -1", [](JobSpec& s) { s.set_lorc_rank(-1); }, kInvalid, "lorc_rank"},
-      {"rotate", [](JobSpec& s) { s.set_rotate(true); }, kUnserved, "rotate"},
       {"seed alone", [](JobSpec& s) { s.set_rotate_seed(1); }, kInvalid, "rotate_seed"},
       {"pattern of nothing", [](JobSpec& s) { s.add_exclude("no.such"); }, kInvalid, "exclude"},
       {"no corpus", [](JobSpec& s) { s.clear_corpus(); }, kInvalid, "corpus"},

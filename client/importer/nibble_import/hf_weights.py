@@ -6,6 +6,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from nibble_import.folder import ImportRefused, copy_file, read_json
+from nibble_import.hf_shapes import check_shapes
 from nibble_import.safetensors_writer import Tensor, write_model
 from nibble_import.torch_file import TorchFile
 
@@ -31,10 +32,12 @@ def index_of(source, name):
 def write_weights(source, config, folder):
     """Writes `source`'s weights to `folder` as safetensors; `config` is its config.json."""
     if find_weights(source) == SAFETENSORS:
-        for name in safetensors_files(source):
+        for name in safetensors_files(source, config):
             copy_file(source / name, folder / name)
-    else:
-        write_model(torch_tensors(source, config), folder)
+        return
+    tensors = torch_tensors(source, config)
+    check_shapes(config, {tensor.name: tensor.shape for tensor in tensors})
+    write_model(tensors, folder)
 
 
 def shards(source, name):
@@ -59,18 +62,23 @@ def check_shard(path, expected, found):
         raise ImportRefused(f"{path}: no tensor {absent[0]}, expected by the index")
 
 
-def safetensors_files(source):
-    """Names of the files, index first; every one opens and holds what the index says."""
+def safetensors_files(source, config):
+    """Names of the files, index first; every one opens and holds what the index says, and
+    together they hold what config.json says."""
     files = shards(source, SAFETENSORS)
+    shapes = {}
     for file, expected in files.items():
-        check_shard(source / file, expected, safetensors_names(source / file))
+        found = safetensors_shapes(source / file)
+        check_shard(source / file, expected, found.keys())
+        shapes.update(found)
+    check_shapes(config, shapes)
     return list(files) if SAFETENSORS in files else [index_of(source, SAFETENSORS).name, *files]
 
 
-def safetensors_names(path):
+def safetensors_shapes(path):
     try:
         with safe_open(path, framework="np") as file:
-            return set(file.keys())
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise ImportRefused(f"{path}: {error}, expected a whole safetensors file") from None
 

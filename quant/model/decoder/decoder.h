@@ -22,6 +22,7 @@
 #include "quant/model/checkpoint/safetensors.h"
 #include "quant/model/decoder/input_group.h"
 #include "quant/model/decoder/linears.h"
+#include "quant/model/decoder/rotation.h"
 
 namespace nibble {
 
@@ -62,6 +63,12 @@ class DecoderLoader {
                                                              Compute compute,
                                                              const Device& device = {},
                                                              Purpose purpose = Purpose::kQuantize);
+  // INVALID_ARGUMENT with the reason for a model that Rotate can't turn exactly; reads norms alone.
+  absl::Status CheckRotatable() const;
+  // From now on everything is of the turned model (rotation.h), its head untied; `tensors` are not.
+  // Not for an artifact.
+  absl::Status Rotate(uint64_t seed);
+
   const ModelConfig& config() const { return config_; }
   const Device& device() const { return device_; }
   // Of its weights and hidden states: the working type, on the device.
@@ -69,6 +76,8 @@ class DecoderLoader {
   const TensorSource& tensors() const { return *tensors_; }
   // Of every layer, in order.
   absl::StatusOr<std::vector<LinearInfo>> Linears() const;
+  // One of the model's tensors by its name: f32 on the CPU.
+  absl::StatusOr<at::Tensor> ReadTensor(const std::string& name) const;
   absl::StatusOr<DecoderLayer> LoadLayer(int64_t index) const;
   absl::StatusOr<DecoderEnds> LoadEnds() const;
 
@@ -80,6 +89,7 @@ class DecoderLoader {
   bool arrange_ = false;
   std::unique_ptr<TensorSource> tensors_;
   std::optional<ArtifactSpec> artifact_;
+  std::unique_ptr<const Rotation> rotation_;
 };
 
 // Called with a group's input before activation rounding: [tokens, K].

@@ -62,6 +62,21 @@ absl::StatusOr<std::string> FindPrefix(const TensorSource& tensors, Family famil
                                     family == Family::kOpt ? opt[1] : llama[1], "'"));
 }
 
+bool HasBias(const ModelConfig& config, InputGroup input) {
+  const bool attention = input == InputGroup::kAttentionIn || input == InputGroup::kAttentionOut;
+  return attention ? config.attention_bias : config.mlp_bias;
+}
+
+LayerNormNames LayerNorms(Family family, const std::string& prefix, int64_t layer) {
+  const std::string base = StrCat(prefix, "layers.", layer, ".");
+  if (family == Family::kOpt) return {base + "self_attn_layer_norm", base + "final_layer_norm"};
+  return {base + "input_layernorm", base + "post_attention_layernorm"};
+}
+
+std::string FinalNorm(Family family, const std::string& prefix) {
+  return StrCat(prefix, family == Family::kOpt ? "final_layer_norm" : "norm");
+}
+
 std::vector<LinearInfo> LayerLinears(const ModelConfig& config, const std::string& prefix,
                                      int64_t layer) {
   std::vector<LinearInfo> infos;

@@ -23,6 +23,18 @@ struct LinearInfo {
 // "model.decoder.", ... NOT_FOUND when there is no embedding.
 absl::StatusOr<std::string> FindPrefix(const TensorSource& tensors, Family family);
 
+// Whether linears with this input have a bias.
+bool HasBias(const ModelConfig& config, InputGroup input);
+
+// The norms before (OPT may: after) a layer's attention and its MLP, and the one after all layers:
+// names without ".weight".
+struct LayerNormNames {
+  std::string attention;
+  std::string mlp;
+};
+LayerNormNames LayerNorms(Family family, const std::string& prefix, int64_t layer);
+std::string FinalNorm(Family family, const std::string& prefix);
+
 // Of one layer. LLaMA: q k v o gate up down. OPT: q k v out fc1 fc2.
 std::vector<LinearInfo> LayerLinears(const ModelConfig& config, const std::string& prefix,
                                      int64_t layer);

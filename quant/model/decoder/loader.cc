@@ -15,11 +15,6 @@
 namespace nibble {
 namespace {
 
-bool HasBias(const ModelConfig& config, InputGroup input) {
-  const bool attention = input == InputGroup::kAttentionIn || input == InputGroup::kAttentionOut;
-  return attention ? config.attention_bias : config.mlp_bias;
-}
-
 absl::StatusOr<at::ScalarType> FloatType(const std::string& name, DType dtype) {
   if (dtype == DType::kF32) return at::kFloat;
   if (dtype == DType::kF16) return at::kHalf;
@@ -30,8 +25,10 @@ absl::StatusOr<at::ScalarType> FloatType(const std::string& name, DType dtype) {
 
 class TensorReader {
  public:
-  TensorReader(const TensorSource& tensors, Compute compute, const Device& device)
-      : tensors_(tensors), compute_(compute), device_(device) {}
+  // `rotation` null: every tensor is as stored.
+  TensorReader(const TensorSource& tensors, Compute compute, const Device& device,
+               const Rotation* rotation)
+      : tensors_(tensors), compute_(compute), device_(device), rotation_(rotation) {}
 
   // The working type, on the device.
   at::TensorOptions options() const {
@@ -63,13 +60,39 @@ class TensorReader {
     return absl::OkStatus();
   }
 
- private:
-  absl::StatusOr<at::Tensor> ReadAs(const std::string& name, std::vector<int64_t> shape,
-                                    at::ScalarType type) const {
-    NIBBLE_ASSIGN_OR_RETURN(const TensorView view, tensors_.Find(name, shape));
-    NIBBLE_ASSIGN_OR_RETURN(at::Tensor tensor,
-                            device_.is_cuda() ? Upload(name, view) : Widen(name, view));
+  // Of any name and shape: f32 on the CPU.
+  absl::StatusOr<at::Tensor> ReadAny(const std::string& name) const {
+    if (turns(name)) {
+      NIBBLE_ASSIGN_OR_RETURN(const at::Tensor turned, ReadAs(name, {}, at::kFloat));
+      return turned.cpu();
+    }
+    NIBBLE_ASSIGN_OR_RETURN(const TensorView view, tensors_.Find(name));
+    absl::StatusOr<at::Tensor> tensor = Widen(name, view);
     tensors_.Release(view);
+    return tensor;
+  }
+
+  absl::StatusOr<at::Tensor> ReadStored(const std::string& name,
+                                        const std::vector<int64_t>& shape) const {
+    NIBBLE_ASSIGN_OR_RETURN(const TensorView view, tensors_.Find(name, shape));
+    absl::StatusOr<at::Tensor> tensor = device_.is_cuda() ? Upload(name, view) : Widen(name, view);
+    tensors_.Release(view);
+    return tensor;
+  }
+
+ private:
+  bool turns(const std::string& name) const {
+    return rotation_ != nullptr && rotation_->Turns(name);
+  }
+
+  // `shape` is that of a tensor that does not turn.
+  absl::StatusOr<at::Tensor> ReadAs(const std::string& name, const std::vector<int64_t>& shape,
+                                    at::ScalarType type) const {
+    NIBBLE_ASSIGN_OR_RETURN(
+        at::Tensor tensor,
+        turns(name) ? rotation_->Read(
+                          name, [this](const auto& n, const auto& s) { return ReadStored(n, s); })
+                    : ReadStored(name, shape));
     if (compute_ == Compute::kBf16) tensor = tensor.to(at::kBFloat16);
     const auto [least, most] = at::aminmax(tensor);
     if (!std::isfinite(least.item<float>()) || !std::isfinite(most.item<float>())) {
@@ -99,6 +122,7 @@ class TensorReader {
   const TensorSource& tensors_;
   const Compute compute_;
   const Device device_;
+  const Rotation* const rotation_;
 };
 
 bool IsExcluded(const ArtifactSpec& artifact, const std::string& name) {
@@ -172,6 +196,26 @@ absl::StatusOr<std::unique_ptr<DecoderLoader>> DecoderLoader::Open(
   return loader;
 }
 
+absl::Status DecoderLoader::CheckRotatable() const {
+  return CatchTorch([&]() -> absl::Status {
+    NIBBLE_ASSIGN_OR_RETURN(const std::string prefix, FindPrefix(*tensors_, config_.family));
+    const TensorReader reader(*tensors_, compute_, device_, nullptr);
+    return nibble::CheckRotatable(config_, prefix, [&](const auto& name, const auto& shape) {
+      return reader.ReadStored(name, shape);
+    });
+  });
+}
+
+absl::Status DecoderLoader::Rotate(uint64_t seed) {
+  NIBBLE_RETURN_IF_ERROR(CheckRotatable());
+  return CatchTorch([&]() -> absl::Status {
+    NIBBLE_ASSIGN_OR_RETURN(const std::string prefix, FindPrefix(*tensors_, config_.family));
+    rotation_ = std::make_unique<const Rotation>(config_, prefix, seed, TorchDevice(device_));
+    config_.tied_embeddings = false;
+    return absl::OkStatus();
+  });
+}
+
 at::TensorOptions DecoderLoader::options() const {
   return at::TensorOptions(WorkingType(compute_, device_)).device(TorchDevice(device_));
 }
@@ -180,19 +224,20 @@ absl::StatusOr<std::vector<LinearInfo>> DecoderLoader::Linears() const {
   return DecoderLinears(config_, *tensors_);
 }
 
+absl::StatusOr<at::Tensor> DecoderLoader::ReadTensor(const std::string& name) const {
+  return CatchTorch([&] {
+    return TensorReader(*tensors_, Compute::kF32, device_, rotation_.get()).ReadAny(name);
+  });
+}
+
 absl::StatusOr<DecoderLayer> DecoderLoader::LoadLayer(int64_t index) const {
   return CatchTorch([&]() -> absl::StatusOr<DecoderLayer> {
     NIBBLE_ASSIGN_OR_RETURN(const std::string prefix, FindPrefix(*tensors_, config_.family));
-    const std::string base = StrCat(prefix, "layers.", index, ".");
-    const TensorReader reader(*tensors_, compute_, device_);
-    const bool opt = config_.family == Family::kOpt;
+    const TensorReader reader(*tensors_, compute_, device_, rotation_.get());
+    const auto [attention, mlp] = LayerNorms(config_.family, prefix, index);
     DecoderLayer layer;
-    NIBBLE_ASSIGN_OR_RETURN(
-        layer.attention_norm,
-        reader.ReadNorm(config_, StrCat(base, opt ? "self_attn_layer_norm" : "input_layernorm")));
-    NIBBLE_ASSIGN_OR_RETURN(
-        layer.mlp_norm, reader.ReadNorm(config_, StrCat(base, opt ? "final_layer_norm"
-                                                                  : "post_attention_layernorm")));
+    NIBBLE_ASSIGN_OR_RETURN(layer.attention_norm, reader.ReadNorm(config_, attention));
+    NIBBLE_ASSIGN_OR_RETURN(layer.mlp_norm, reader.ReadNorm(config_, mlp));
     for (const LinearInfo& linear : LayerLinears(config_, prefix, index)) {
       NIBBLE_ASSIGN_OR_RETURN(LayerLinear read,
                               ReadLinear(config_, linear, *tensors_, reader, artifact_, arrange_));
@@ -205,7 +250,7 @@ absl::StatusOr<DecoderLayer> DecoderLoader::LoadLayer(int64_t index) const {
 absl::StatusOr<DecoderEnds> DecoderLoader::LoadEnds() const {
   return CatchTorch([&]() -> absl::StatusOr<DecoderEnds> {
     NIBBLE_ASSIGN_OR_RETURN(const std::string prefix, FindPrefix(*tensors_, config_.family));
-    const TensorReader reader(*tensors_, compute_, device_);
+    const TensorReader reader(*tensors_, compute_, device_, rotation_.get());
     const bool opt = config_.family == Family::kOpt;
     const int64_t width = opt ? config_.embed_dim : config_.hidden;
     DecoderEnds ends;
@@ -219,8 +264,8 @@ absl::StatusOr<DecoderEnds> DecoderLoader::LoadEnds() const {
     }
     if (opt) NIBBLE_RETURN_IF_ERROR(ReadOptEnds(config_, prefix, reader, arrange_, ends));
     if (config_.final_norm) {
-      NIBBLE_ASSIGN_OR_RETURN(
-          ends.norm, reader.ReadNorm(config_, StrCat(prefix, opt ? "final_layer_norm" : "norm")));
+      NIBBLE_ASSIGN_OR_RETURN(ends.norm,
+                              reader.ReadNorm(config_, FinalNorm(config_.family, prefix)));
     }
     return ends;
   });

@@ -5,7 +5,7 @@ Every figure is device time: microseconds of one product within a CUDA graph ove
 rotate past the second-level cache, the median of five replays. Needs PyTorch with CUDA, and the
 programs of the preset `cuda`. Humming is timed where its wheels can be imported:
 
-  pip download --no-deps -d .peers humming-kernels==0.1.20 pyelftools
+  pip download --no-deps -d .peers humming-kernels==0.1.19 pyelftools
   unzip -d .peers/humming '.peers/humming*.whl'; unzip -d .peers '.peers/pyelftools*.whl'
 
 example: tests/bench/gpu/bench.py --m 1,16,256,8192 --shapes 8192x8192 --out results.md
@@ -172,17 +172,28 @@ def time_peer(name, shape, tokens):
     return times
 
 
-def time_ours(program, shape, tokens, group, fast):
-    """(microseconds by number of tokens, microseconds of merely reading the weights)."""
+def output_of(command):
+    return subprocess.run(
+        list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def time_ours(programs, shape, tokens, group, fast):
+    """(microseconds by number of tokens, bytes of the weights as they lie in memory)."""
     command = [
-        program, "--n", str(shape.rows), "--k", str(shape.cols), "--group", str(group),
-        "--m", ",".join(map(str, tokens)), "--fast", str(int(fast))]
-    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    floor = re.search(r"floor ([\d.]+) us", text)
-    rows = re.findall(r"^ *(\d+) +([\d.]+) +[\d.]+ +[\d.]+ ", text, re.MULTILINE)
-    if floor is None or len(rows) != len(tokens):
-        raise RuntimeError(f"{' '.join(command)}: found unexpected output:\n{text}")
-    return {int(count): float(us) for count, us in rows}, float(floor[1])
+        os.path.join(programs, "linear_bench"), "--shapes", shape, "--group", group,
+        "--m", ",".join(map(str, tokens)), "--fast", int(fast)]
+    text = output_of(command)
+    weights = re.search(r"group -?\d+: (\d+) B of weights", text)
+    rows = re.findall(r"M (\d+) rank 0 \w+: ([\d.]+) us", text)
+    if weights is None or [int(count) for count, _ in rows] != tokens:
+        raise RuntimeError(f"{command}: found unexpected output:\n{text}")
+    return {int(count): float(us) for count, us in rows}, int(weights[1])
+
+
+def time_read(programs, size):
+    """Microseconds of merely reading `size` cold bytes."""
+    text = output_of([os.path.join(programs, "read_floor"), "--bytes", size])
+    return float(re.search(r"B: ([\d.]+) us", text)[1])
 
 
 def gpu_clocks():
@@ -206,7 +217,7 @@ def table(shape, tokens, floor, ours, peers):
     names = [name for name in peers if peers[name]]
     yield f"### {shape} (read floor {floor:.2f} us)"
     yield ""
-    yield "| M | nibble us | rate | x floor | nibble fast us | " + " | ".join(
+    yield "| M | nibble us | rate | x read floor | nibble fast us | " + " | ".join(
         f"{name} us (x)" for name in names) + " |"
     yield "|" + "---|" * (5 + len(names))
     for count in tokens:
@@ -230,7 +241,9 @@ def parse_arguments():
     parser.add_argument("--m", default=TOKENS, help="numbers of tokens (%(default)s)")
     parser.add_argument("--group", type=int, default=128, help="columns per scale (%(default)s)")
     parser.add_argument("--peers", default=",".join(PEERS), help="(%(default)s)")
-    parser.add_argument("--program", default="build/cuda/bin/linear_bench")
+    parser.add_argument(
+        "--programs", default="build/cuda/bin",
+        help="where linear_bench and read_floor are (%(default)s)")
     parser.add_argument("--out", help="Markdown file to write; printed as well")
     arguments = parser.parse_args()
     unknown = set(filter(None, arguments.peers.split(","))) - set(PEERS)
@@ -250,11 +263,12 @@ def main():
     print("\n".join(lines), flush=True)
     for text in arguments.shapes.split(","):
         shape = Shape(*map(int, text.split("x")))
-        wide = [count for count in tokens if count > 64]
+        wide = [count for count in tokens if count > 128]
         ours = {}
-        ours[False], floor = time_ours(arguments.program, shape, tokens, arguments.group, False)
-        ours[True] = (
-            time_ours(arguments.program, shape, wide, arguments.group, True)[0] if wide else {})
+        programs, group = arguments.programs, arguments.group
+        ours[False], size = time_ours(programs, shape, tokens, group, False)
+        ours[True] = time_ours(programs, shape, wide, group, True)[0] if wide else {}
+        floor = time_read(programs, size)
         names = filter(None, arguments.peers.split(","))
         peers = {name: time_peer(name, shape, tokens) for name in names}
         rows = list(table(shape, tokens, floor, ours, peers))

@@ -18,6 +18,7 @@
 #include "quant/kernels/cuda/norm.h"
 #include "quant/kernels/cuda/rotary.h"
 #include "quant/kernels/cuda/sampling.h"
+#include "tests/bench/gpu/device_buffer.h"
 #include "tests/bench/gpu/graph_timer.h"
 
 namespace nibble {
@@ -35,37 +36,6 @@ constexpr int kHeadDim = 128;
 constexpr int kPageSize = 16;
 constexpr Model kModels[] = {{"llama-7b", 4096, 11008, 32, 32, 32000},
                              {"llama-3-8b", 4096, 14336, 32, 8, 128256}};
-
-// Device memory of random bits that are finite as bf16 and E4M3, freed at the end.
-class Buffer {
- public:
-  explicit Buffer(size_t bytes) {
-    OrDie(cudaMalloc(&data_, bytes));
-    std::vector<uint32_t> block(std::min<size_t>(bytes, 1 << 22) / 4 + 1);
-    std::mt19937 random(1);
-    for (uint32_t& word : block) word = (random() & 0xbf7fbf7fu) | 0x20002000u;
-    size_t filled = std::min(bytes, block.size() * 4);
-    OrDie(cudaMemcpy(data_, block.data(), filled, cudaMemcpyHostToDevice));
-    while (filled < bytes) {
-      const size_t more = std::min(filled, bytes - filled);
-      OrDie(cudaMemcpy(static_cast<char*>(data_) + filled, data_, more, cudaMemcpyDeviceToDevice));
-      filled += more;
-    }
-  }
-  explicit Buffer(const std::vector<int32_t>& values) : Buffer(values.size() * 4) {
-    OrDie(cudaMemcpy(data_, values.data(), values.size() * 4, cudaMemcpyHostToDevice));
-  }
-  ~Buffer() { cudaFree(data_); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  template <class T>
-  T* as() const {
-    return static_cast<T*>(data_);
-  }
-
- private:
-  void* data_ = nullptr;
-};
 
 void Print(const Model& model, const std::string& kernel, int64_t tokens, double microseconds,
            double bytes) {

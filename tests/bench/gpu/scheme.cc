@@ -42,6 +42,9 @@ absl::Status ApplyFormat(const std::string& name, const std::string& value, Quan
 absl::Status ApplyPair(const std::string& name, const std::string& value, QuantizeSpec& spec) {
   if (name == "w" || name == "a") return ApplyFormat(name, value, spec);
   if (name == "lorc" && absl::SimpleAtoi(value, &spec.lorc_rank)) return absl::OkStatus();
+  if (name == "rotate" && absl::SimpleAtoi(value, &spec.rotate_seed.emplace())) {
+    return absl::OkStatus();
+  }
   if (!spec.weights) return Refuse(name);
   if (name == "group" && absl::SimpleAtoi(value, &spec.weights->group_size)) {
     return absl::OkStatus();

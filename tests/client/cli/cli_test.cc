@@ -192,6 +192,24 @@ TEST_F(CliTest, BadWordsAreRefusedBeforeTheServerIsAsked) {
   EXPECT_EQ(server_.evaluation.asked.model(), "");
 }
 
+TEST_F(CliTest, AnUnknownCommandIsNamedWithThoseThereAre) {
+  const Result unknown = RunAsIs({"bogus"});
+  EXPECT_EQ(unknown.exit, 1);
+  EXPECT_EQ(unknown.out, "");
+  EXPECT_EQ(unknown.err,
+            "nibble: the command after `nibble`: found \"bogus\", expected one of jobs, models, "
+            "corpora, generate, evaluate, import, report, sweep; see `nibble --help` "
+            "(INVALID_ARGUMENT)\n");
+  const Result nested = RunAsIs({"jobs", "bogus", "x"});
+  EXPECT_EQ(nested.exit, 1);
+  EXPECT_THAT(nested.err,
+              HasSubstr("after `nibble jobs`: found \"bogus\", expected one of submit"));
+  EXPECT_THAT(nested.err, HasSubstr("see `nibble jobs --help`"));
+  const Result none = RunAsIs({"jobs"});
+  EXPECT_EQ(none.exit, 1);
+  EXPECT_THAT(none.err, HasSubstr("after `nibble jobs`: found none, expected one of submit"));
+}
+
 TEST_F(CliTest, WatchResumesAfterTheLastEventSeen) {
   server_.quantization.watches = {
       {{Parse<v1::JobEvent>("sequence: 1 state: JOB_STATE_QUEUED"),

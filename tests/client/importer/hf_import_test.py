@@ -5,23 +5,15 @@ import shutil
 import unittest
 from pathlib import Path
 
-import numpy as np
+import tiny_llama
 import tiny_opt
 from importer_case import ImporterCase
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 
 class HfImportTest(ImporterCase):
     def make_hf(self):
-        source = self.root / "hf"
-        source.mkdir()
-        (source / "config.json").write_text('{"model_type": "llama"}')
-        (source / "tokenizer.json").write_text("{}")
-        save_file({"a": np.zeros(3, np.float32)}, source / "model-1.safetensors")
-        save_file({"b": np.ones(3, np.float32)}, source / "model-2.safetensors")
-        (source / "model.safetensors.index.json").write_text(json.dumps(
-            {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}))
-        return source
+        return tiny_llama.write_sharded(self.root / "hf")
 
     def test_a_sharded_folder_is_copied(self):
         source = self.make_hf()
@@ -63,6 +55,61 @@ class HfImportTest(ImporterCase):
         source = self.make_hf()
         (source / "config.json").write_text('{"model_type": "bloom"}')
         self.assert_refused(self.run_import("hf", source), "bloom", "llama or opt")
+
+
+class ShapesTest(ImporterCase):
+    def write_config(self, source, **changes):
+        (source / "config.json").write_text(json.dumps({**tiny_llama.CONFIG, **changes}))
+
+    def test_another_shape_than_the_configs_is_refused_with_both(self):
+        source = tiny_llama.write_sharded(self.root / "hf")
+        for changes, tensor, found, expected in (
+                ({"vocab_size": 13}, "model.embed_tokens.weight", "[12, 16]", "[13, 16]"),
+                ({"num_key_value_heads": 4}, "layers.0.self_attn.k_proj.weight", "[8, 16]",
+                 "[16, 16]"),
+                ({"intermediate_size": 32}, "layers.0.mlp.gate_proj.weight", "[24, 16]",
+                 "[32, 16]")):
+            with self.subTest(changes=changes):
+                self.write_config(source, **changes)
+                self.assert_refused(self.run_import("hf", source),
+                                    tensor, f"found the shape {found}", f"expected {expected}")
+
+    def test_a_tensor_that_the_config_asks_for_is_named(self):
+        source = tiny_llama.write_sharded(self.root / "hf")
+        for changes, tensor in (({"num_hidden_layers": 2}, "model.layers.1.input_layernorm.weight"),
+                                ({"attention_bias": True}, "self_attn.q_proj.bias"),
+                                ({"num_hidden_layers": 10**12}, "model.layers.1.")):
+            with self.subTest(changes=changes):
+                self.write_config(source, **changes)
+                self.assert_refused(self.run_import("hf", source), tensor, "not found")
+
+    def test_a_head_is_needed_unless_it_is_tied(self):
+        source = tiny_llama.write_sharded(self.root / "hf")
+        first = load_file(source / "model-1.safetensors")
+        del first["lm_head.weight"]
+        save_file(first, source / "model-1.safetensors")
+        index = source / "model.safetensors.index.json"
+        weight_map = json.loads(index.read_text())["weight_map"]
+        del weight_map["lm_head.weight"]
+        index.write_text(json.dumps({"weight_map": weight_map}))
+        self.assert_refused(self.run_import("hf", source), "lm_head.weight", "not found")
+        self.write_config(source, tie_word_embeddings=True)
+        self.assertEqual(self.run_import("hf", source).returncode, 0)
+
+    def test_sizes_that_are_no_counts_are_refused(self):
+        source = tiny_llama.write_sharded(self.root / "hf")
+        for value in (0, -1, 1.5, "16", True, [], None):
+            with self.subTest(value=value):
+                self.write_config(source, hidden_size=value)
+                self.assert_refused(self.run_import("hf", source), "hidden_size",
+                                    "a whole number from 1")
+
+    def test_opts_bin_files_are_checked_too(self):
+        weights = tiny_opt.make_weights()
+        weights["decoder.layers.1.fc1.bias"] = weights["decoder.layers.1.fc1.bias"][:-1]
+        source = tiny_opt.write_folder(self.root / "opt", weights)
+        self.assert_refused(self.run_import("hf", source), "model.decoder.layers.1.fc1.bias",
+                            "found the shape [31]", "expected [32]")
 
 
 class HubCacheTest(ImporterCase):

@@ -4,7 +4,6 @@ merges ("h i", "Ġ hi") and transformers' rules for GPT2Tokenizer."""
 import json
 import unittest
 
-import numpy as np
 import tiny_opt
 from importer_case import ImporterCase
 from tokenizers import Tokenizer
@@ -12,8 +11,7 @@ from tokenizers import Tokenizer
 
 class SlowTokenizerTest(ImporterCase):
     def make(self, config=None, tokens=tiny_opt.TOKENS):
-        source = tiny_opt.write_folder(self.root / "opt", {
-            tiny_opt.EMBEDDING: np.zeros((1, 1), np.float16)})
+        source = tiny_opt.write_folder(self.root / "opt", tiny_opt.make_weights())
         if config is not None:
             (source / "special_tokens_map.json").unlink()
             tiny_opt.write_tokenizer(source, config, tokens)

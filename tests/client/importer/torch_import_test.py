@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import tiny_llama
 import tiny_opt
 import torch_bin
 from importer_case import ImporterCase
@@ -96,11 +97,11 @@ class OptFolderTest(ImporterCase):
         self.assert_refused(self.run_import("hf", source), "lm_head.weight", "tie_word_embeddings")
 
     def test_llamas_rotary_frequencies_are_left_out(self):
+        weights = tiny_llama.make_weights()
         source = tiny_opt.write_folder(self.root / "llama", {
-            "model.embed_tokens.weight": np.ones((2, 2), np.float16),
-            "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(2, np.float32)})
-        (source / "config.json").write_text('{"model_type": "llama"}')
-        self.assertEqual(list(self.import_opt(source)), ["model.embed_tokens.weight"])
+            **weights, "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(2, np.float32)})
+        (source / "config.json").write_text(json.dumps(tiny_llama.CONFIG))
+        self.assertEqual(set(self.import_opt(source)), set(weights))
 
     def test_names_of_both_spellings_are_refused(self):
         weights = tiny_opt.make_weights()
@@ -158,14 +159,15 @@ class RefusedTorchFileTest(ImporterCase):
             self.assertIn(word, str(refused.exception))
 
     def test_bfloat16_is_kept(self):
-        source = tiny_opt.write_folder(self.root / "opt", {
-            tiny_opt.EMBEDDING: np.array([[0x3f80, 0xc040]], np.uint16)})
-        result = self.run_import("hf", source)
+        codes = {name: values.view(np.uint16)  # which torch_bin takes as BF16's
+                 for name, values in tiny_opt.make_weights().items()}
+        result = self.run_import("hf", tiny_opt.write_folder(self.root / "opt", codes))
         self.assertEqual(result.returncode, 0, result.stderr)
         with safe_open(self.out / "model.safetensors", framework="np") as file:
-            self.assertEqual(file.get_slice(f"model.{tiny_opt.EMBEDDING}").get_dtype(), "BF16")
-        self.assertTrue((self.out / "model.safetensors").read_bytes().endswith(
-            bytes.fromhex("803f40c0")))
+            for name in codes:
+                self.assertEqual(file.get_slice(f"model.{name}").get_dtype(), "BF16")
+        last = list(codes.values())[-1]
+        self.assertTrue((self.out / "model.safetensors").read_bytes().endswith(last.tobytes()))
 
     def test_a_pickle_that_runs_a_command_is_refused_and_not_run(self):
         mark = self.root / "ran"

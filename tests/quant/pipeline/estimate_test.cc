@@ -116,10 +116,11 @@ class EstimateTest : public testing::Test {
   const path artifact_ = folder_.path() / "artifacts" / "out";
 };
 
-// The most memory of a process that does ProgramSpec's job.
-int64_t MeasuredPeak(const path& checkpoint, const path& artifact, const path& corpus) {
+// The most memory of a process that does ProgramSpec's job, rotated unless `rotate_seed` is empty.
+int64_t MeasuredPeak(const path& checkpoint, const path& artifact, const path& corpus,
+                     const std::string& rotate_seed) {
   const std::string command = std::string(QUANTIZE_PROGRAM) + " " + checkpoint.string() + " " +
-                              artifact.string() + " " + corpus.string();
+                              artifact.string() + " " + corpus.string() + " " + rotate_seed;
   const std::unique_ptr<FILE, int (*)(FILE*)> output(popen(command.c_str(), "r"), pclose);
   int64_t peak = 0;
   EXPECT_EQ(fscanf(output.get(), "ready peak %ld", &peak), 1);
@@ -127,20 +128,25 @@ int64_t MeasuredPeak(const path& checkpoint, const path& artifact, const path& c
 }
 
 // Shapes whose peaks lie in different phases: the factor of the largest H, the layer's weights and
-// their rounding.
+// their rounding, a linear on its turn.
 TEST_F(EstimateTest, HostMemoryIsThatOfARealJob) {
   const struct {
     const char* what;
     TinyLlama model;
+    const char* rotate_seed;
   } cases[] = {
-      {"wide input", {.hidden = 64, .layers = 3, .intermediate = 3072}},
-      {"many weights", {.hidden = 1024, .layers = 3, .intermediate = 1024}},
+      {"wide input", {.hidden = 64, .layers = 3, .intermediate = 3072}, ""},
+      {"many weights", {.hidden = 1024, .layers = 3, .intermediate = 1024}, ""},
+      {"rotated", {.hidden = 1024, .layers = 3, .intermediate = 1024}, "1"},
+      {"wide and rotated", {.hidden = 1536, .layers = 3, .intermediate = 64}, "1"},
   };
-  for (const auto& [what, model] : cases) {
+  for (const auto& [what, model, rotate_seed] : cases) {
     SCOPED_TRACE(what);
     ASSERT_TRUE(WriteTinyLlama(model, checkpoint_).ok());
-    const auto estimate = Estimate(ProgramSpec(corpus_), kTwoCores);
-    const int64_t measured = MeasuredPeak(checkpoint_, artifact_, corpus_);
+    QuantizeSpec spec = ProgramSpec(corpus_);
+    if (*rotate_seed != '\0') spec.rotate_seed = 1;
+    const auto estimate = Estimate(spec, kTwoCores);
+    const int64_t measured = MeasuredPeak(checkpoint_, artifact_, corpus_, rotate_seed);
     std::printf("%s: estimate %ld MiB, measured %ld MiB\n", what, estimate.host_bytes >> 20,
                 measured >> 20);
     EXPECT_GE(static_cast<double>(estimate.host_bytes), static_cast<double>(measured));
@@ -165,7 +171,8 @@ TEST_F(EstimateTest, TheArtifactIsNoLargerAndAtMostTwoPercentSmaller) {
                                .group_size = 64,
                                .constraint = ScaleConstraint::kNone};
       },
-      [](QuantizeSpec& s) { s.weights.reset(); }};
+      [](QuantizeSpec& s) { s.weights.reset(); },
+      [](QuantizeSpec& s) { s.rotate_seed = 1; }};
   for (size_t i = 0; i < changes.size(); ++i) {
     SCOPED_TRACE(i);
     QuantizeSpec spec = Spec();

@@ -135,6 +135,7 @@ TEST_F(ResumeTest, EveryKindOfJobIsGoneOnFrom) {
       },
       [](QuantizeSpec& s) { s.activations.reset(); },
       [](QuantizeSpec& s) { s.compute = Compute::kBf16; },
+      [](QuantizeSpec& s) { s.rotate_seed = 5; },
       [](QuantizeSpec& s) { s.gptq.act_order = false; },
       [](QuantizeSpec& s) {
         s.method = Method::kRtn;
@@ -144,6 +145,12 @@ TEST_F(ResumeTest, EveryKindOfJobIsGoneOnFrom) {
         s.weights.reset();
         s.lorc_rank = 0;
         s.calibration.corpus.clear();
+      },
+      [](QuantizeSpec& s) {
+        s.weights.reset();
+        s.lorc_rank = 0;
+        s.calibration.corpus.clear();
+        s.rotate_seed = 5;
       }};
   const QuantizeSpec original = spec_;
   for (size_t i = 0; i < changes.size(); ++i) {
@@ -167,6 +174,8 @@ TEST_F(ResumeTest, WhatIsNotThisJobsIsNotUsed) {
   } changes[] = {
       {"spec/damping", [&] { spec_.gptq.damping = 0.02; }},
       {"spec/weights/m2_rounding", [&] { spec_.weights->rounding = M2Rounding::kCeil; }},
+      {"spec/rotate", [&] { spec_.rotate_seed = 0; }},
+      {"spec/rotate_seed", [&] { spec_.rotate_seed = 1; }},
       {"spec/excluded", [&] { spec_.exclude.push_back("model.layers.3.*"); }},
       {"calibration/windows", [&] { spec_.calibration.windows = 7; }},
       {"calibration/sha256", [&] { WriteCorpus("other"); }},

@@ -108,6 +108,12 @@ TEST_F(JobSpecTest, WhatCannotBeCombinedIsRefused) {
        },
        "corpus: found none"},
       {[](JobSpec& s) { s.set_damping(0); }, "damping: found 0"},
+      {[](JobSpec& s) { s.set_rotate_seed(1); }, "rotate_seed: found 1, expected no seed"},
+      {[](JobSpec& s) {
+         s.set_model("opt-post");
+         s.set_rotate(true);
+       },
+       "rotate: found do_layer_norm_before false"},
       {[](JobSpec& s) { s.add_exclude("*.fc1"); }, "exclude: found '*.fc1'"},
       {[](JobSpec& s) {
          s.set_model("opt");
@@ -137,6 +143,16 @@ TEST_F(JobSpecTest, DefaultsAreTheDocumentedOnes) {
   EXPECT_TRUE(plan->spec.gptq.act_order);
   EXPECT_EQ(plan->spec.lorc_rank, 0);
   EXPECT_EQ(plan->spec.calibration.window_tokens, 128);  // the tiny model's context
+
+  EXPECT_FALSE(plan->spec.rotate_seed.has_value());
+
+  JobSpec rotated = Spec();
+  rotated.set_rotate(true);
+  EXPECT_EQ(FillDefaults(rotated, root_)->rotate_seed(), 0u);
+  EXPECT_EQ(Plan(rotated)->spec.rotate_seed, 0u);
+  rotated.set_model("opt");
+  rotated.set_rotate_seed(7);
+  EXPECT_EQ(Plan(rotated)->spec.rotate_seed, 7u);
 
   JobSpec asymmetric = Spec();
   asymmetric.set_weights(v1::FORMAT_INT4);

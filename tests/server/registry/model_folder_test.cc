@@ -1,8 +1,11 @@
 #include "server/registry/model_folder.h"
 
 #include <gmock/gmock.h>
+#include <spdlog/sinks/ostream_sink.h>
+#include <spdlog/spdlog.h>
 
 #include <fstream>
+#include <sstream>
 
 #include "tests/fixtures/tiny_llama.h"
 #include "tests/temp_folder.h"
@@ -38,11 +41,33 @@ TEST(ModelFolder, AListLeavesOutWhatIsNoModelAndNamesIt) {
   std::ofstream(root.models() / "broken" / "config.json") << "{";
   // A job's folder before its commit.
   ASSERT_TRUE(WriteTinyLlama({}, root.artifacts() / ".staging-c").ok());
-  std::vector<std::string> unreadable;
+  std::map<std::string, std::string> unreadable;
   std::vector<std::string> names;
   for (const ModelFolder& model : ListModelFolders(root, &unreadable)) names.push_back(model.name);
   EXPECT_THAT(names, testing::ElementsAre("a", "b"));
-  EXPECT_THAT(unreadable, testing::ElementsAre(testing::HasSubstr("broken")));
+  EXPECT_THAT(unreadable,
+              testing::ElementsAre(testing::Pair("broken", testing::HasSubstr("config.json"))));
+}
+
+TEST(UnreadableWarnings, TellsOfEachOnceAndAgainWhenTheReasonChanges) {
+  std::ostringstream log;
+  auto logger = std::make_shared<spdlog::logger>(
+      "test", std::make_shared<spdlog::sinks::ostream_sink_mt>(log));
+  logger->set_pattern("%l %v");
+  const auto before = spdlog::default_logger();
+  spdlog::set_default_logger(logger);
+  UnreadableWarnings warnings;
+  const auto told = [&](const std::map<std::string, std::string>& unreadable) {
+    log.str("");
+    warnings.Tell(unreadable);
+    return log.str();
+  };
+  EXPECT_EQ(told({{"a", "no config"}}), "warning model a is not listed: no config\n");
+  EXPECT_EQ(told({{"a", "no config"}}), "");
+  EXPECT_EQ(told({{"a", "no weights"}}), "warning model a is not listed: no weights\n");
+  EXPECT_EQ(told({}), "");
+  EXPECT_EQ(told({{"a", "no weights"}}), "warning model a is not listed: no weights\n");
+  spdlog::set_default_logger(before);
 }
 
 }  // namespace

@@ -128,6 +128,27 @@ TEST_F(UploadStoreTest, AnotherSumDropsTheFileAndItMayComeAgain) {
   EXPECT_TRUE(upload->Commit().ok());
 }
 
+TEST_F(UploadStoreTest, AnEmptyFileNeedsNoSending) {
+  contents_["NOTICE"] = "";
+  spec_.files.push_back({"NOTICE", 0, Sha256("")});
+  auto upload = store_->Open(spec_).value();
+  for (const UploadFile& file : spec_.files) {
+    if (file.size == 0) continue;
+    ASSERT_TRUE(upload->StartFile(file.path, 0).ok());
+    ASSERT_TRUE(upload->Append(contents_[file.path]).ok());
+  }
+  const absl::Status committed = upload->Commit();
+  ASSERT_TRUE(committed.ok()) << committed;
+  EXPECT_TRUE(std::filesystem::exists(root_.models() / "tiny" / "NOTICE"));
+}
+
+TEST_F(UploadStoreTest, AnEmptyFileIsHeldAgainstItsSum) {
+  spec_.files = {{"config.json", 0, Sha256("x")}, {"model.safetensors", 0, Sha256("")}};
+  const absl::Status committed = store_->Open(spec_).value()->Commit();
+  EXPECT_EQ(committed.code(), absl::StatusCode::kDataLoss);
+  EXPECT_THAT(committed.message(), HasSubstr("config.json: found sha256"));
+}
+
 TEST_F(UploadStoreTest, MoreThanTheSizeIsRefused) {
   auto upload = store_->Open(spec_).value();
   ASSERT_TRUE(upload->StartFile("config.json", 0).ok());

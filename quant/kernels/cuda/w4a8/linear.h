@@ -65,8 +65,10 @@ absl::StatusOr<size_t> PreparedBytes(absl::Span<const Segment> segments);
 absl::StatusOr<PreparedLinear> Prepare(absl::Span<const Segment> segments, void* memory,
                                        cudaStream_t stream);
 
-// Where M <= 64 every sum is promoted to f32 each 128 columns of K. Beyond, kFast leaves all of a
-// tile's sums to the tensor cores' narrower accumulator (its error: quant/kernels/README.md).
+// The tensor cores add in an accumulator narrower than f32. kPromoted moves every sum to f32 after
+// at most 128 columns of K, for any number of tokens. kFast leaves the whole of K to that
+// accumulator beyond 128 tokens, and is kPromoted up to there and for scaled kinds (the error of
+// both: quant/kernels/README.md).
 enum class Accumulation : uint8_t { kPromoted, kFast };
 
 // x E4M3 codes with one scale a token, y = bf16, or f32 for tests and debugging.

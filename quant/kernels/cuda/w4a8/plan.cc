@@ -101,7 +101,8 @@ DecodePlan PlanDecode(const LinearShape& shape, const Device& device) {
 std::string DecodePlan::ToString() const {
   return StrCat("decode: ", row_blocks, " row blocks of ", tiles, " tiles x ", k_groups,
                 " parts x ", splits, " splits, ", token_tile, " tokens, ", stages, " stages, ",
-                shared_bytes, " B shared, ", lorc_tiles, " LoRC tiles x ", lorc_pieces, " pieces");
+                shared_bytes, " B shared, ", lorc_tiles, " LoRC tiles x ", lorc_pieces, " pieces",
+                staggered ? ", staggered" : "");
 }
 
 }  // namespace nibble::w4a8

@@ -186,25 +186,20 @@ struct Multiplier {
     WgmmaCommit();
   }
   __device__ __forceinline__ void Promote() {
-    if constexpr (Config::kPromote) {
 #pragma unroll
-      for (int i = 0; i < Config::kSums; ++i) sums[i] += products[i];
-    }
+    for (int i = 0; i < Config::kSums; ++i) sums[i] += products[i];
   }
 
   // Multiplies `count` of the warpgroup's own slices, at least one, the first of them at `at`.
   __device__ __forceinline__ void Run(RingPosition at, int count) {
     Clear();
     RingPosition before = at;
-    uint32_t keep = 1;  // whether products go on from what they are
-    // One warpgroup promotes while the other is in the midst of its products.
-    int since = warpgroup * (kPromotedSlices / 2);
     BarrierWait(ring.full + at.stage * 8, at.phase);
     Read(at, 0);
     fragment.Expand(a[0]);
 #pragma unroll 1
     for (int i = 0; i < count; ++i) {
-      Queue<0>(at, keep);
+      Queue<0>(at, Config::kPromote ? 0 : 1);  // promoted: products begin anew with each slice
       Read(at, 1);
       WgmmaWait<1>();
       KeepUntilHere(a[1]);
@@ -219,19 +214,15 @@ struct Multiplier {
       WgmmaWait<1>();
       KeepUntilHere(a[0]);
       fragment.Expand(a[0]);
-      keep = 1;
-      if (Config::kPromote && ++since == kPromotedSlices) {
+      if constexpr (Config::kPromote) {
         WgmmaWait<0>();
         Settle(products);
         Promote();
-        since = 0;
-        keep = 0;
       }
     }
     WgmmaWait<0>();
     Settle(products);
     Release(before);
-    if (keep != 0) Promote();
   }
 
   __device__ __forceinline__ void Clear() {

@@ -18,8 +18,6 @@ enum class WideSource : uint8_t { kFolded, kExpanded };
 
 // From here on expanding once is faster than once per token tile.
 inline constexpr int kExpandedTokens = 1024;
-// Promoted sums move to f32 each this many slices (512 columns).
-inline constexpr int kPromotedSlices = 4;
 // Two warpgroups multiply, one feeds them.
 inline constexpr int kWideThreads = 3 * 128;
 // Tokens that leave a block's registers through shared memory at once.
@@ -30,12 +28,12 @@ inline constexpr int kWideChunk = 64;
 // cluster shares the activations, of which each block loads its part.
 struct WidePlan {
   WideSource source = WideSource::kFolded;
-  bool promoted = true;
-  int token_tile = 0;  // 128; 256 where sums are not promoted
-  int row_tiles = 0;   // of a block: 2, one a warpgroup; 1, whose slices the warpgroups share
-  int cluster = 0;     // blocks: 1, 2 or 4
-  int stages = 0;      // slices in flight
-  int row_groups = 0;  // cluster tiles over all rows
+  bool promoted = true;  // sums move to f32 after every slice, i.e. 128 columns
+  int token_tile = 0;    // 128; 256 where sums are not promoted
+  int row_tiles = 0;     // of a block: 2, one a warpgroup; 1, whose slices the warpgroups share
+  int cluster = 0;       // blocks: 1, 2 or 4
+  int stages = 0;        // slices in flight
+  int row_groups = 0;    // cluster tiles over all rows
   int token_tiles = 0;
   int raster = 0;    // token tiles that are walked before the next row group
   int clusters = 0;  // of the grid

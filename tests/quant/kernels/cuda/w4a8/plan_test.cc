@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <tuple>
+
 namespace nibble::w4a8 {
 namespace {
 
@@ -63,6 +65,18 @@ TEST(PlanDecode, PrintsItself) {
   EXPECT_EQ(PlanDecode(Shape(1, 128, 128)).ToString(),
             "decode: 2 row blocks of 1 tiles x 2 parts x 1 splits, 8 tokens, 2 stages, 11656 B "
             "shared, 0 LoRC tiles x 0 pieces");
+}
+
+TEST(PlanDecode, TheTokenTileIsTheLeastThatHoldsTheTokens) {
+  for (const auto& [tokens, folded, scaled] :
+       {std::tuple{1, 8, 16}, std::tuple{8, 8, 16}, std::tuple{9, 16, 16}, std::tuple{16, 16, 16},
+        std::tuple{17, 32, 64}, std::tuple{32, 32, 64}, std::tuple{33, 64, 64},
+        std::tuple{64, 64, 64}}) {
+    LinearShape shape = Shape(tokens, 4096, 4096);
+    EXPECT_EQ(PlanDecode(shape).token_tile, folded) << tokens;
+    shape.kind = Kind::kScaled4;
+    EXPECT_EQ(PlanDecode(shape).token_tile, scaled) << tokens;
+  }
 }
 
 TEST(ChooseRegime, ByTokens) {
