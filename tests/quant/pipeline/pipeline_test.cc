@@ -165,16 +165,6 @@ TEST_F(PipelineTest, GptqErrsLessThanRtnAndLorcLessThanNone) {
   EXPECT_LT(Summary(eight).mean_output_error, 0.05 * gptq);
 }
 
-TEST_F(PipelineTest, ScaleSearchErrsLessInEveryMethod) {
-  for (const Method method : {Method::kGptq, Method::kRtn}) {
-    spec_.method = method;
-    spec_.scale_search = ScaleSearch::kNone;
-    const double without = Summary(spec_).mean_output_error;
-    spec_.scale_search = ScaleSearch::kDiagonal;
-    EXPECT_LT(Summary(spec_).mean_output_error, without) << static_cast<int>(method);
-  }
-}
-
 // Nothing is calibrated: columns count alike, and the weights' error is what falls.
 TEST_F(PipelineTest, ScaleSearchAndIterationsNeedNoCorpus) {
   spec_.method = Method::kRtn;
