@@ -33,6 +33,8 @@ const std::map<std::string, v1::ScaleConstraint> kScales = {{"none", v1::SCALE_C
                                                             {"m2", v1::SCALE_CONSTRAINT_M2}};
 const std::map<std::string, v1::M2Rounding> kM2Roundings = {
     {"ceil", v1::M2_ROUNDING_CEIL}, {"floor", v1::M2_ROUNDING_FLOOR}, {"mse", v1::M2_ROUNDING_MSE}};
+const std::map<std::string, v1::ScaleSearch> kScaleSearches = {
+    {"none", v1::SCALE_SEARCH_NONE}, {"diagonal", v1::SCALE_SEARCH_DIAGONAL}};
 const std::map<std::string, v1::Method> kMethods = {{"gptq", v1::METHOD_GPTQ},
                                                     {"rtn", v1::METHOD_RTN}};
 const std::map<std::string, v1::LorcMetric> kLorcMetrics = {{"weight", v1::LORC_METRIC_WEIGHT},
@@ -88,6 +90,9 @@ void AddFormats(CLI::App& command, const Shared& job) {
           [job](v1::ScaleConstraint scale) { job->spec().set_scale(scale); });
   AddEnum(command, "--m2-rounding", kM2Roundings, "How m2 rounds; default mse",
           [job](v1::M2Rounding rounding) { job->spec().set_m2_rounding(rounding); });
+  AddEnum(command, "--scale-search", kScaleSearches,
+          "Scales of least error, columns weighed by their inputs; default none",
+          [job](v1::ScaleSearch search) { job->spec().set_scale_search(search); });
 }
 
 void AddMethod(CLI::App& command, const Shared& job) {
@@ -100,6 +105,9 @@ void AddMethod(CLI::App& command, const Shared& job) {
                     [job](int32_t rank) { job->spec().set_lorc_rank(rank); });
   AddEnum(command, "--lorc-metric", kLorcMetrics, "In which it is best; default weight",
           [job](v1::LorcMetric metric) { job->spec().set_lorc_metric(metric); });
+  AddValue<int32_t>(command, "--lorc-iterations",
+                    "How often the rest of it is quantized anew, up to 16; default 1",
+                    [job](int32_t iterations) { job->spec().set_lorc_iterations(iterations); });
   CLI::Option* rotate = command.add_flag_callback(
       "--rotate", [job] { job->spec().set_rotate(true); },
       "Turn the residual stream by a random orthogonal matrix first");

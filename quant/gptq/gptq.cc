@@ -44,19 +44,17 @@ void ForEachRow(int64_t rows, const Function& f) {
 
 // Scales from the original weights; in natural order they are replaced as groups are reached, and
 // clamps are counted then.
-std::vector<RowScales> InitialScales(const WeightSpec& spec, const at::Tensor& w,
-                                     ScaleSource source) {
-  std::vector<RowScales> scales;
-  for (int64_t row = 0; row < w.size(0); ++row) {
-    scales.push_back(ComputeRowScales(spec, RowSpan(w, row)));
-    if (source == ScaleSource::kUpdatedWeights) scales.back().clamped = 0;
+std::vector<RowScales> InitialScales(const Solve& solve) {
+  std::vector<RowScales> scales = ScalesOfRows(solve.spec, solve.original, solve.column_weights);
+  if (solve.source == ScaleSource::kUpdatedWeights) {
+    for (RowScales& row : scales) row.clamped = 0;
   }
   return scales;
 }
 
 QuantizedLinear SolveOnCpu(const Solve& solve, at::Tensor& weights) {
   const WeightSpec& spec = solve.spec;
-  std::vector<RowScales> scales = InitialScales(spec, solve.original, solve.source);
+  std::vector<RowScales> scales = InitialScales(solve);
   const int64_t rows = weights.size(0);
   const int64_t cols = weights.size(1);
   const at::Tensor order = solve.factor.order.contiguous();
@@ -90,10 +88,16 @@ void SpreadErrors(const at::Tensor& hinv, const ColumnBlock& block, const at::Te
 
 absl::StatusOr<QuantizedLinear> QuantizeGptq(const std::string& name, const at::Tensor& w,
                                              const GptqFactor& factor, const WeightSpec& spec,
-                                             const GptqOptions& options) {
+                                             const GptqOptions& options,
+                                             const at::Tensor& column_weights) {
   return CatchTorch([&]() -> absl::StatusOr<QuantizedLinear> {
     c10::InferenceMode guard;
     NIBBLE_RETURN_IF_ERROR(CheckWeights(name, w, spec));
+    NIBBLE_RETURN_IF_ERROR(CheckSearch(name, w, spec, column_weights));
+    if (column_weights.defined() && !options.act_order) {
+      return absl::InvalidArgumentError(
+          StrCat(name, ": found natural order, expected act_order to search scales in"));
+    }
     NIBBLE_RETURN_IF_ERROR(CheckFactor(name, factor, w.size(1)));
     if (options.block_columns < 1) {
       return absl::InvalidArgumentError(
@@ -103,7 +107,7 @@ absl::StatusOr<QuantizedLinear> QuantizeGptq(const std::string& name, const at::
     const ScaleSource source =
         options.act_order ? ScaleSource::kOriginalWeights : ScaleSource::kUpdatedWeights;
     const at::Tensor original = w.masked_fill(factor.dead, 0).contiguous();
-    const Solve solve = {spec, factor, original, options.block_columns, source};
+    const Solve solve = {spec, factor, original, options.block_columns, source, column_weights};
     at::Tensor weights = original.index_select(1, factor.order);
     NIBBLE_ASSIGN_OR_RETURN(QuantizedLinear result,
                             w.is_cuda() ? SolveOnCuda(solve, weights) : SolveOnCpu(solve, weights));

@@ -55,11 +55,16 @@ absl::StatusOr<GptqFactor> FactorHessian(const std::string& name, const at::Tens
 // FAILED_PRECONDITION. Rows are solved on as many threads as LibTorch uses, which changes no
 // result; on CUDA a warp solves a row by the same arithmetic. In natural order a group's scale sees
 // every update of the columns before it, wherever the group lies in the blocks.
+// column_weights: f32 [K], at least 0: each group's scale is searched for (scale_search.h), by
+// squared errors so weighted; undefined: it comes from the group's largest weight. Symmetric codes
+// only, and not in natural order.
 absl::StatusOr<QuantizedLinear> QuantizeRtn(const std::string& name, const at::Tensor& w,
-                                            const WeightSpec& spec);
+                                            const WeightSpec& spec,
+                                            const at::Tensor& column_weights = {});
 absl::StatusOr<QuantizedLinear> QuantizeGptq(const std::string& name, const at::Tensor& w,
                                              const GptqFactor& factor, const WeightSpec& spec,
-                                             const GptqOptions& options);
+                                             const GptqOptions& options,
+                                             const at::Tensor& column_weights = {});
 
 // y += (x B^T) A^T. Both bf16.
 struct LorcFactors {

@@ -4,6 +4,7 @@
 #include "quant/base/strings.h"
 #include "quant/gptq/cuda/solver.h"
 #include "quant/gptq/packing.h"
+#include "quant/gptq/scale_search.h"
 #include "quant/kernels/device/launch.h"
 
 namespace nibble {
@@ -22,6 +23,14 @@ DeviceRowScales Pointers(const MatrixScales& scales) {
           .clamped = scales.clamped.mutable_data_ptr<int32_t>()};
 }
 
+absl::StatusOr<MatrixScales> ScalesOf(const DeviceShape& shape, const at::Tensor& w,
+                                      const at::Tensor& column_weights, cudaStream_t stream) {
+  if (column_weights.defined()) return SearchScales(shape.spec, w, column_weights);
+  MatrixScales scales = EmptyScales(shape.spec, shape.rows, shape.cols, w.device());
+  NIBBLE_RETURN_IF_ERROR(ComputeScales(shape, w.const_data_ptr<float>(), Pointers(scales), stream));
+  return scales;
+}
+
 at::Tensor EmptyCodes(const at::Tensor& weights) {
   return at::empty(weights.sizes(), weights.options().dtype(at::kByte));
 }
@@ -38,9 +47,8 @@ absl::StatusOr<QuantizedLinear> SolveOnCuda(const Solve& solve, at::Tensor& weig
   const int64_t rows = weights.size(0);
   const int64_t cols = weights.size(1);
   const DeviceShape shape = {solve.spec, rows, cols};
-  const MatrixScales scales = EmptyScales(solve.spec, rows, cols, weights.device());
-  NIBBLE_RETURN_IF_ERROR(ComputeScales(shape, solve.original.const_data_ptr<float>(),
-                                       Pointers(scales), scope.stream()));
+  NIBBLE_ASSIGN_OR_RETURN(const MatrixScales scales,
+                          ScalesOf(shape, solve.original, solve.column_weights, scope.stream()));
   const bool updates_scales = solve.source == ScaleSource::kUpdatedWeights;
   if (updates_scales) scales.clamped.zero_();  // counted when the groups are reached
   const at::Tensor codes = EmptyCodes(weights);
@@ -62,14 +70,14 @@ absl::StatusOr<QuantizedLinear> SolveOnCuda(const Solve& solve, at::Tensor& weig
   return PackMatrix(solve.spec, codes, scales);
 }
 
-absl::StatusOr<QuantizedLinear> RoundOnCuda(const WeightSpec& spec, const at::Tensor& w) {
+absl::StatusOr<QuantizedLinear> RoundOnCuda(const WeightSpec& spec, const at::Tensor& w,
+                                            const at::Tensor& column_weights) {
   const CudaScope scope(w.device());
   const DeviceShape shape = {spec, w.size(0), w.size(1)};
-  const MatrixScales scales = EmptyScales(spec, w.size(0), w.size(1), w.device());
+  NIBBLE_ASSIGN_OR_RETURN(const MatrixScales scales,
+                          ScalesOf(shape, w, column_weights, scope.stream()));
   const at::Tensor codes = EmptyCodes(w);
-  const float* const weights = w.const_data_ptr<float>();
-  NIBBLE_RETURN_IF_ERROR(ComputeScales(shape, weights, Pointers(scales), scope.stream()));
-  NIBBLE_RETURN_IF_ERROR(QuantizeRows(shape, weights, Pointers(scales),
+  NIBBLE_RETURN_IF_ERROR(QuantizeRows(shape, w.const_data_ptr<float>(), Pointers(scales),
                                       codes.mutable_data_ptr<uint8_t>(), scope.stream()));
   return PackMatrix(spec, codes, scales);
 }

@@ -18,6 +18,7 @@ struct Solve {
   const at::Tensor& original;  // f32 [N, K], dead columns zero
   int64_t block_columns;
   ScaleSource source;
+  const at::Tensor& column_weights;  // f32 [K]: scales are searched for; undefined: they are not
 };
 
 // Block by block, the errors of a block spread over all columns behind it by one matrix product.
@@ -26,7 +27,8 @@ struct Solve {
 absl::StatusOr<QuantizedLinear> SolveOnCuda(const Solve& solve, at::Tensor& weights);
 
 // QuantizeRtn. w: f32 [N, K], contiguous.
-absl::StatusOr<QuantizedLinear> RoundOnCuda(const WeightSpec& spec, const at::Tensor& w);
+absl::StatusOr<QuantizedLinear> RoundOnCuda(const WeightSpec& spec, const at::Tensor& w,
+                                            const at::Tensor& column_weights);
 
 // weights[:, block.end:] -= errors hinv[block, block.end:]. errors: [N, block.size()].
 void SpreadErrors(const at::Tensor& hinv, const ColumnBlock& block, const at::Tensor& errors,

@@ -16,4 +16,14 @@ struct GptqOptions {
 // kWeight: plain SVD of the error (ZeroQuant-V2). kInput: SVD in the metric of H.
 enum class LorcMetric { kWeight, kInput };
 
+// Where scales come from. kNone: from each group's largest weight. kDiagonal: the best of some
+// candidates by the rounding errors that diag(H) weighs.
+enum class ScaleSearch { kNone, kDiagonal };
+
+// So many weights, or one row, are searched at a time; each takes about 8 temporaries of 4 bytes.
+inline constexpr int64_t kScaleSearchValues = int64_t{1} << 20;
+
+// Most rounds of quantizing what LoRC leaves and correcting what that leaves.
+inline constexpr int kMostLorcIterations = 16;
+
 }  // namespace nibble

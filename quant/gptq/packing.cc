@@ -34,6 +34,23 @@ MatrixScales EmptyScales(const WeightSpec& spec, int64_t rows, int64_t cols, at:
   return scales;
 }
 
+std::vector<RowScales> UnpackScales(const MatrixScales& scales) {
+  const int64_t groups = scales.scale.size(1);
+  std::vector<RowScales> rows(scales.scale.size(0));
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const auto row = static_cast<int64_t>(i);
+    const float* const scale = scales.scale.const_data_ptr<float>() + row * groups;
+    rows[i].scale.assign(scale, scale + groups);
+    rows[i].clamped = scales.clamped.const_data_ptr<int32_t>()[row];
+    if (scales.row_scale.defined())
+      rows[i].row_scale = scales.row_scale.const_data_ptr<float>()[row];
+    if (!scales.exponent.defined()) continue;
+    const int8_t* const exponent = scales.exponent.const_data_ptr<int8_t>() + row * groups;
+    rows[i].exponent.assign(exponent, exponent + groups);
+  }
+  return rows;
+}
+
 QuantizedLinear PackMatrix(const WeightSpec& spec, const at::Tensor& codes,
                            const MatrixScales& scales) {
   QuantizedLinear result;

@@ -3,6 +3,8 @@
 
 #include <ATen/ATen.h>
 
+#include <vector>
+
 #include "quant/gptq/gptq.h"
 
 namespace nibble {
@@ -17,6 +19,9 @@ struct MatrixScales {
 };
 
 MatrixScales EmptyScales(const WeightSpec& spec, int64_t rows, int64_t cols, at::Device device);
+
+// Each row's; tensors of the CPU, symmetric.
+std::vector<RowScales> UnpackScales(const MatrixScales& scales);
 
 // What StoreRow makes of every row. codes: u8 [N, K], one a byte.
 QuantizedLinear PackMatrix(const WeightSpec& spec, const at::Tensor& codes,

@@ -7,6 +7,7 @@
 #include "quant/gptq/gptq.h"
 #include "quant/gptq/on_cuda.h"
 #include "quant/gptq/rows.h"
+#include "quant/gptq/scale_search.h"
 #include "quant/kernels/device/true_values.h"
 
 namespace nibble {
@@ -25,6 +26,33 @@ absl::Status CheckWeights(const std::string& name, const at::Tensor& w, const We
   return CheckFinite(name, absl::MakeConstSpan(flat.const_data_ptr<float>(), flat.numel()));
 }
 
+absl::Status CheckSearch(const std::string& name, const at::Tensor& w, const WeightSpec& spec,
+                         const at::Tensor& column_weights) {
+  if (!column_weights.defined()) return absl::OkStatus();
+  if (spec.asymmetric) {
+    return absl::InvalidArgumentError(
+        StrCat(name, ": found asymmetric weights, expected symmetric ones to search scales for"));
+  }
+  if (column_weights.dim() == 1 && column_weights.size(0) == w.size(1) &&
+      column_weights.scalar_type() == at::kFloat && column_weights.device() == w.device() &&
+      column_weights.isfinite().logical_and(column_weights.ge(0)).all().item<bool>()) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(StrCat(name, ": found ", column_weights.numel(),
+                                           " column weights, expected ", w.size(1),
+                                           " finite floats, at least 0"));
+}
+
+std::vector<RowScales> ScalesOfRows(const WeightSpec& spec, const at::Tensor& w,
+                                    const at::Tensor& column_weights) {
+  if (column_weights.defined()) return UnpackScales(SearchScales(spec, w, column_weights));
+  std::vector<RowScales> scales;
+  for (int64_t row = 0; row < w.size(0); ++row) {
+    scales.push_back(ComputeRowScales(spec, RowSpan(w, row)));
+  }
+  return scales;
+}
+
 absl::Span<const float> RowSpan(const at::Tensor& matrix, int64_t row) {
   return absl::MakeConstSpan(matrix.const_data_ptr<float>() + row * matrix.size(1), matrix.size(1));
 }
@@ -41,20 +69,21 @@ QuantizedLinear PackRows(const WeightSpec& spec, int64_t rows, int64_t cols,
 }
 
 absl::StatusOr<QuantizedLinear> QuantizeRtn(const std::string& name, const at::Tensor& w,
-                                            const WeightSpec& spec) {
+                                            const WeightSpec& spec,
+                                            const at::Tensor& column_weights) {
   return CatchTorch([&]() -> absl::StatusOr<QuantizedLinear> {
     c10::InferenceMode guard;
     NIBBLE_RETURN_IF_ERROR(CheckWeights(name, w, spec));
+    NIBBLE_RETURN_IF_ERROR(CheckSearch(name, w, spec, column_weights));
     const at::Tensor weights = w.contiguous();
-    if (w.is_cuda()) return RoundOnCuda(spec, weights);
+    if (w.is_cuda()) return RoundOnCuda(spec, weights, column_weights);
     const int64_t rows = w.size(0);
     const int64_t cols = w.size(1);
     const int64_t width = GroupWidth(cols, spec.group_size);
     std::vector<uint8_t> codes(rows * cols);
-    std::vector<RowScales> scales(rows);
+    const std::vector<RowScales> scales = ScalesOfRows(spec, weights, column_weights);
     for (int64_t row = 0; row < rows; ++row) {
       const absl::Span<const float> values = RowSpan(weights, row);
-      scales[row] = ComputeRowScales(spec, values);
       for (int64_t c = 0; c < cols; ++c) {
         const uint8_t zero = spec.asymmetric ? scales[row].zero[c / width] : 0;
         codes[row * cols + c] = QuantizeWeight(spec, values[c], scales[row].scale[c / width], zero);

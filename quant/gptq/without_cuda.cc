@@ -6,7 +6,8 @@ absl::StatusOr<QuantizedLinear> SolveOnCuda(const Solve&, at::Tensor&) {
   return absl::UnimplementedError("this build has no CUDA");
 }
 
-absl::StatusOr<QuantizedLinear> RoundOnCuda(const WeightSpec&, const at::Tensor&) {
+absl::StatusOr<QuantizedLinear> RoundOnCuda(const WeightSpec&, const at::Tensor&,
+                                            const at::Tensor&) {
   return absl::UnimplementedError("this build has no CUDA");
 }
 

@@ -30,6 +30,33 @@ absl::Status CheckWeights(const QuantizeSpec& spec) {
   return spec.weights->Validate();
 }
 
+absl::Status CheckSearch(const QuantizeSpec& spec) {
+  if (spec.scale_search == ScaleSearch::kNone) return absl::OkStatus();
+  const auto refuse = [](std::string_view with, std::string_view expected) {
+    return Refuse("scale_search", StrCat("diagonal with ", with), expected);
+  };
+  if (!spec.weights) return refuse("weights none", "none where weights are not quantized");
+  if (spec.weights->asymmetric) {
+    return refuse("weights_asymmetric true", "none: only scales without a zero point are searched");
+  }
+  if (spec.method == Method::kGptq && !spec.gptq.act_order) {
+    return refuse("act_order false",
+                  "none: in natural order scales come from weights that are not known yet");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckIterations(const QuantizeSpec& spec) {
+  if (spec.lorc_iterations < 1 || spec.lorc_iterations > kMostLorcIterations) {
+    return Refuse("lorc_iterations", spec.lorc_iterations, StrCat("1 to ", kMostLorcIterations));
+  }
+  if (spec.lorc_iterations > 1 && spec.lorc_rank == 0) {
+    return Refuse("lorc_iterations", StrCat(spec.lorc_iterations, " with lorc_rank 0"),
+                  "1, or a rank over 0 to repeat LoRC with");
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckRank(const QuantizeSpec& spec, const std::vector<LinearInfo>& linears,
                        const std::set<std::string>& excluded) {
   if (spec.lorc_rank < 0) return Refuse("lorc_rank", spec.lorc_rank, "0 or more");
@@ -86,6 +113,8 @@ absl::StatusOr<std::set<std::string>> ExcludedLinears(const std::vector<std::str
 
 absl::Status CheckSpecAgainst(const QuantizeSpec& spec, const DecoderLoader& loader) {
   NIBBLE_RETURN_IF_ERROR(CheckWeights(spec));
+  NIBBLE_RETURN_IF_ERROR(CheckSearch(spec));
+  NIBBLE_RETURN_IF_ERROR(CheckIterations(spec));
   if (spec.activations) NIBBLE_RETURN_IF_ERROR(spec.activations->Validate());
   NIBBLE_ASSIGN_OR_RETURN(const std::vector<LinearInfo> linears, loader.Linears());
   NIBBLE_ASSIGN_OR_RETURN(const std::set<std::string> excluded,

@@ -91,13 +91,26 @@ int64_t LorcBytes(const QuantizeSpec& spec, int64_t rows, int64_t cols) {
   return error + metric + 5 * 8 * Squared(std::min(rows, cols));
 }
 
+// Searching scales: so many rows' temporaries at a time, 4 bytes each, beside two copies of w.
+int64_t SearchBytes(const QuantizeSpec& spec, int64_t rows, int64_t cols) {
+  if (spec.scale_search == ScaleSearch::kNone) return 0;
+  return 8 * rows * cols + 8 * 4 * std::min(rows * cols, std::max(cols, kScaleSearchValues));
+}
+
+// What LoRC's iterations keep beside the one at work: its target, the best one's values, product
+// and codes, the last product.
+int64_t IterationBytes(const QuantizeSpec& spec, int64_t values) {
+  return spec.lorc_iterations == 1 ? 0 : (4 * 4 + 1) * values;
+}
+
 // What quantizing one linear takes beside the layer and its Hessians.
 int64_t SolveBytes(const JobShapes& job, const LinearInfo& linear) {
   const int64_t values = linear.rows * linear.cols;
   if (!job.spec.weights) return 8 * values;
   int64_t most = std::max(RoundBytes(values), ErrorBytes(values));
   most = std::max(most, 4 * values + LorcBytes(job.spec, linear.rows, linear.cols));
-  most += SharedBytes(job, linear.cols);
+  most = std::max(most, SearchBytes(job.spec, linear.rows, linear.cols));
+  most += SharedBytes(job, linear.cols) + IterationBytes(job.spec, values);
   return job.solves() ? std::max(most, FactorBytes(job, linear.cols)) : most;
 }
 

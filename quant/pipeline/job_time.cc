@@ -14,6 +14,7 @@ struct Rates {
   double factor;    // f64: Cholesky factors and inverses, products with a rotation
   double spectral;  // f64: LoRC's products and eigenvectors
   double codes;     // weights rounded in GPTQ's column loop, or by RTN
+  double searched;  // weights times candidate scales
   double files;     // bytes read or written, with their sums
 };
 // Of one AVX2 core with LibTorch's MKL: 70 GFLOP/s in large f32 products (139 on two), half of it
@@ -24,6 +25,7 @@ constexpr Rates kCore = {.forward = 60e9,
                          .factor = 15e9,
                          .spectral = 12e9,
                          .codes = 40e6,
+                         .searched = 100e6,
                          .files = 0.4e9};
 // Of one H200, fitted to LLaMA-7B's and OPT-1.3B's shapes (tests/bench/RESULTS.md): bf16 products
 // at half of the peak, f32 ones at 60%. LoRC iterates in f32 there, which takes a tenth of the
@@ -34,13 +36,14 @@ constexpr Rates kHopper = {.forward = 500e12,
                            .factor = 20e12,
                            .spectral = 40e12,
                            .codes = 3e9,
+                           .searched = 20e9,
                            .files = 1.5e9};
 
 // Cores help files little: sums of one file are one thread's.
 Rates OfCores(int threads) {
   const double n = threads;
   return {n * kCore.forward,  n * kCore.hessian, n * kCore.products, n * kCore.factor,
-          n * kCore.spectral, n * kCore.codes,   kCore.files};
+          n * kCore.spectral, n * kCore.codes,   n * kCore.searched, kCore.files};
 }
 
 Rates OfJob(const JobShapes& job, int threads) {
@@ -73,17 +76,36 @@ double LayerSeconds(const JobShapes& job, const Rates& rates) {
   return seconds;
 }
 
+// The candidates of scale_search.h.
+double SearchSeconds(const JobShapes& job, const Rates& rates, double values) {
+  if (job.spec.scale_search == ScaleSearch::kNone) return 0;
+  const ScaleConstraint constraint = job.spec.weights->constraint;
+  const double candidates = constraint == ScaleConstraint::kM2   ? 44
+                            : constraint == ScaleConstraint::kM1 ? 4
+                                                                 : 11;
+  return candidates * values / rates.searched;
+}
+
+double LorcSeconds(const JobShapes& job, const Rates& rates, const LinearInfo& linear) {
+  if (job.spec.lorc_rank == 0) return 0;
+  const double values = static_cast<double>(linear.rows) * static_cast<double>(linear.cols);
+  const int64_t side = std::min(linear.rows, linear.cols);
+  double spectral = 2 * values * static_cast<double>(side) + 9 * Cubed(side);
+  if (job.spec.lorc_metric == LorcMetric::kInput) {
+    spectral += 2 * values * static_cast<double>(linear.cols) + Cubed(linear.cols) / 3;
+  }
+  return spectral / rates.spectral;
+}
+
 double LinearSeconds(const JobShapes& job, const Rates& rates, const LinearInfo& linear) {
   const double values = static_cast<double>(linear.rows) * static_cast<double>(linear.cols);
   const double wide = values * static_cast<double>(linear.cols);
-  double seconds = values / rates.codes;
-  if (job.solves()) seconds += wide / rates.products;          // blocks' errors, spread
-  if (job.calibrates()) seconds += 4 * wide / rates.products;  // E H and W H
-  if (job.spec.lorc_rank == 0) return seconds;
-  const int64_t side = std::min(linear.rows, linear.cols);
-  double spectral = 2 * values * static_cast<double>(side) + 9 * Cubed(side);
-  if (job.spec.lorc_metric == LorcMetric::kInput) spectral += 2 * wide + Cubed(linear.cols) / 3;
-  return seconds + spectral / rates.spectral;
+  const double errors = job.calibrates() ? 4 * wide / rates.products : 0;  // E H and W H
+  double iteration = values / rates.codes + SearchSeconds(job, rates, values);
+  if (job.solves()) iteration += wide / rates.products;  // blocks' errors, spread
+  iteration += LorcSeconds(job, rates, linear);
+  const int iterations = job.spec.lorc_iterations;
+  return iterations * iteration + (iterations > 1 ? iterations + 1 : 1) * errors;
 }
 
 // Products with Q: every linear and both ends; the ends once more to calibrate.

@@ -62,10 +62,21 @@ class LayerQuantizer {
   }
   const at::Tensor& HessianOf(InputGroup group) { return SharedOf(group).hessian; }
 
+  // One way to store a linear.
+  struct Attempt {
+    QuantizedLinear quantized;
+    LorcFactors lorc;
+    at::Tensor values;   // f32 [N, K], of `quantized`
+    at::Tensor product;  // f32 [N, K], of `lorc`; undefined without
+
+    at::Tensor Effective() const { return product.defined() ? values + product : values; }
+  };
+
   // Returns what the forward multiplies by from now on, LoRC's product included: f32 [N, K].
   absl::StatusOr<at::Tensor> QuantizeWeights(LayerLinear& linear, const at::Tensor& original,
                                              LinearReport& report, QuantizedLayer& out) {
-    NIBBLE_ASSIGN_OR_RETURN(const QuantizedLinear quantized, Solve(linear, original));
+    NIBBLE_ASSIGN_OR_RETURN(const Attempt best, BestAttempt(linear, original));
+    const QuantizedLinear& quantized = best.quantized;
     report.clamped_groups = quantized.clamped_groups;
     report.damping = quantized.damping;
     report.damping_escalations = quantized.damping_escalations;
@@ -73,36 +84,75 @@ class LayerQuantizer {
     for (NamedTensor& tensor : QuantizedMatrixTensors(linear.name, quantized.matrix)) {
       out.tensors.push_back(std::move(tensor));
     }
-    at::Tensor values = Dequantize(quantized.matrix, original.options());
-    linear.weights.weight = values.to(linear.weights.weight.scalar_type());
-    if (spec_.lorc_rank == 0) return values;
-    NIBBLE_RETURN_IF_ERROR(AddLorc(linear, original - values, report, out));
-    return values + linear.weights.lorc_a.to(at::kFloat).mm(linear.weights.lorc_b.to(at::kFloat));
+    linear.weights.weight = best.values.to(linear.weights.weight.scalar_type());
+    if (spec_.lorc_rank > 0) StoreLorc(best.lorc, linear, report, out);
+    return best.Effective();
   }
 
-  absl::StatusOr<QuantizedLinear> Solve(const LayerLinear& linear, const at::Tensor& original) {
+  // Of lorc_iterations, each of which quantizes what the one before leaves to the codes, the first
+  // with the least error.
+  absl::StatusOr<Attempt> BestAttempt(const LayerLinear& linear, const at::Tensor& original) {
+    NIBBLE_ASSIGN_OR_RETURN(Attempt best, Try(linear, original, original));
+    if (spec_.lorc_iterations == 1) return best;
+    double least = Error(linear, original, best);
+    at::Tensor product = best.product;
+    for (int i = 1; i < spec_.lorc_iterations; ++i) {
+      NIBBLE_ASSIGN_OR_RETURN(Attempt next, Try(linear, original, original - product));
+      product = next.product;
+      const double error = Error(linear, original, next);
+      if (error >= least) continue;
+      least = error;
+      best = std::move(next);
+    }
+    return best;
+  }
+
+  // The codes are of `target`; LoRC corrects what they leave of `original`.
+  absl::StatusOr<Attempt> Try(const LayerLinear& linear, const at::Tensor& original,
+                              const at::Tensor& target) {
+    Attempt attempt;
+    NIBBLE_ASSIGN_OR_RETURN(attempt.quantized, Solve(linear, target));
+    attempt.values = Dequantize(attempt.quantized.matrix, original.options());
+    if (spec_.lorc_rank == 0) return attempt;
+    NIBBLE_ASSIGN_OR_RETURN(attempt.lorc,
+                            ComputeLorc(linear.name, original - attempt.values, spec_.lorc_rank,
+                                        spec_.lorc_metric, HessianOf(linear.input)));
+    attempt.product = attempt.lorc.a.to(at::kFloat).mm(attempt.lorc.b.to(at::kFloat));
+    return attempt;
+  }
+
+  double Error(const LayerLinear& linear, const at::Tensor& original, const Attempt& attempt) {
+    return calibrated()
+               ? RelativeOutputError(original, attempt.Effective(), HessianOf(linear.input))
+               : RelativeWeightError(original, attempt.Effective());
+  }
+
+  // What the search weighs columns by: all alike where nothing was calibrated. Undefined: none.
+  at::Tensor ColumnWeights(const LayerLinear& linear, const at::Tensor& w) {
+    if (spec_.scale_search == ScaleSearch::kNone) return {};
+    return calibrated() ? HessianOf(linear.input).diagonal() : at::ones({w.size(1)}, w.options());
+  }
+
+  absl::StatusOr<QuantizedLinear> Solve(const LayerLinear& linear, const at::Tensor& target) {
+    const at::Tensor column_weights = ColumnWeights(linear, target);
     if (spec_.method == Method::kRtn) {
-      return QuantizeRtn(linear.name, original, *spec_.weights);
+      return QuantizeRtn(linear.name, target, *spec_.weights, column_weights);
     }
     auto& [group, hessian, factor] = SharedOf(linear.input);
     if (!factor) {
       NIBBLE_ASSIGN_OR_RETURN(factor, FactorHessian(linear.name, hessian, spec_.gptq));
     }
-    return QuantizeGptq(linear.name, original, *factor, *spec_.weights, spec_.gptq);
+    return QuantizeGptq(linear.name, target, *factor, *spec_.weights, spec_.gptq, column_weights);
   }
 
-  absl::Status AddLorc(LayerLinear& linear, const at::Tensor& error, LinearReport& report,
-                       QuantizedLayer& out) {
-    NIBBLE_ASSIGN_OR_RETURN(const LorcFactors factors,
-                            ComputeLorc(linear.name, error, spec_.lorc_rank, spec_.lorc_metric,
-                                        HessianOf(linear.input)));
+  void StoreLorc(const LorcFactors& factors, LayerLinear& linear, LinearReport& report,
+                 QuantizedLayer& out) {
     report.damping_escalations += factors.damping_escalations;
     out.tensors.push_back(BFloat16Tensor(StrCat(linear.name, ".lorc_a"), factors.a));
     out.tensors.push_back(BFloat16Tensor(StrCat(linear.name, ".lorc_b"), factors.b));
     out.bits += 16.0 * static_cast<double>(factors.a.numel() + factors.b.numel());
     linear.weights.lorc_a = factors.a.to(linear.weights.weight.scalar_type());
     linear.weights.lorc_b = factors.b.to(linear.weights.weight.scalar_type());
-    return absl::OkStatus();
   }
 
   const QuantizeSpec& spec_;

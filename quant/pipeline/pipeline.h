@@ -33,8 +33,13 @@ struct QuantizeSpec {
   GptqOptions gptq;
   int lorc_rank = 0;  // 0: none
   LorcMetric lorc_metric = LorcMetric::kWeight;
-  std::optional<uint64_t> rotate_seed;  // absent: the residual stream is not turned
-  std::vector<std::string> exclude;     // glob patterns over names without ".weight"
+  // Rounds of quantizing W - AB and correcting the new W - What by new A and B; the one with the
+  // least error of the outputs (of the weights where nothing is calibrated) is kept. 1: W itself is
+  // quantized, once, and its error corrected.
+  int lorc_iterations = 1;
+  ScaleSearch scale_search = ScaleSearch::kNone;  // kDiagonal: not in natural order
+  std::optional<uint64_t> rotate_seed;            // absent: the residual stream is not turned
+  std::vector<std::string> exclude;               // glob patterns over names without ".weight"
   Compute compute = Compute::kF32;
   CalibrationSpec calibration;  // read by GPTQ and by the input metric
 };

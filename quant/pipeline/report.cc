@@ -48,6 +48,8 @@ absl::StatusOr<LinearReport> ParseLinearReport(const Json& json, const std::stri
 Json SpecJson(const QuantizeSpec& spec, const std::set<std::string>& excluded) {
   Json json = {{"lorc_rank", spec.lorc_rank},
                {"lorc_metric", spec.lorc_metric == LorcMetric::kInput ? "input" : "weight"},
+               {"lorc_iterations", spec.lorc_iterations},
+               {"scale_search", spec.scale_search == ScaleSearch::kDiagonal ? "diagonal" : "none"},
                {"method", spec.method == Method::kRtn ? "rtn" : "gptq"},
                {"act_order", spec.gptq.act_order},
                {"damping", spec.gptq.damping},

@@ -62,6 +62,8 @@ absl::Status CheckEnums(const v1::JobSpec& spec) {
   NIBBLE_RETURN_IF_ERROR(check("scale", spec.scale(), v1::ScaleConstraint_IsValid(spec.scale())));
   NIBBLE_RETURN_IF_ERROR(
       check("m2_rounding", spec.m2_rounding(), v1::M2Rounding_IsValid(spec.m2_rounding())));
+  NIBBLE_RETURN_IF_ERROR(
+      check("scale_search", spec.scale_search(), v1::ScaleSearch_IsValid(spec.scale_search())));
   NIBBLE_RETURN_IF_ERROR(check("method", spec.method(), v1::Method_IsValid(spec.method())));
   NIBBLE_RETURN_IF_ERROR(
       check("lorc_metric", spec.lorc_metric(), v1::LorcMetric_IsValid(spec.lorc_metric())));
@@ -168,6 +170,9 @@ absl::StatusOr<QuantizeSpec> MakeQuantizeSpec(const v1::JobSpec& spec, const Dat
   made.lorc_rank = spec.lorc_rank();
   made.lorc_metric =
       spec.lorc_metric() == v1::LORC_METRIC_INPUT ? LorcMetric::kInput : LorcMetric::kWeight;
+  if (spec.has_lorc_iterations()) made.lorc_iterations = spec.lorc_iterations();
+  made.scale_search = spec.scale_search() == v1::SCALE_SEARCH_DIAGONAL ? ScaleSearch::kDiagonal
+                                                                       : ScaleSearch::kNone;
   if (spec.rotate()) made.rotate_seed = spec.rotate_seed();
   made.exclude.assign(spec.exclude().begin(), spec.exclude().end());
   made.compute = spec.compute() == v1::COMPUTE_F32 ? Compute::kF32 : Compute::kBf16;
@@ -205,6 +210,10 @@ absl::StatusOr<v1::JobSpec> FillDefaults(const v1::JobSpec& spec, const DataRoot
   if (!full.has_damping()) full.set_damping(0.01);
   if (full.lorc_metric() == v1::LORC_METRIC_UNSPECIFIED) {
     full.set_lorc_metric(v1::LORC_METRIC_WEIGHT);
+  }
+  if (!full.has_lorc_iterations()) full.set_lorc_iterations(1);
+  if (full.scale_search() == v1::SCALE_SEARCH_UNSPECIFIED) {
+    full.set_scale_search(v1::SCALE_SEARCH_NONE);
   }
   if (full.rotate() && !full.has_rotate_seed()) full.set_rotate_seed(0);
   if (full.compute() == v1::COMPUTE_UNSPECIFIED) full.set_compute(v1::COMPUTE_BF16);

@@ -80,6 +80,24 @@ absl::Status ReadSolver(const JsonObject& json, v1::JobSpec& spec) {
   return absl::OkStatus();
 }
 
+// Absent in artifacts of versions that had neither.
+absl::Status ReadRefinements(const JsonObject& json, v1::JobSpec& spec) {
+  spec.set_scale_search(v1::SCALE_SEARCH_NONE);
+  spec.set_lorc_iterations(1);
+  if (json.Has("scale_search")) {
+    NIBBLE_ASSIGN_OR_RETURN(
+        const auto search,
+        ParseEnum<v1::ScaleSearch>(json, "scale_search", "SCALE_SEARCH_", v1::ScaleSearch_Parse));
+    spec.set_scale_search(search);
+  }
+  if (json.Has("lorc_iterations")) {
+    NIBBLE_ASSIGN_OR_RETURN(const int64_t iterations,
+                            json.Int("lorc_iterations", {.min = 1, .max = INT32_MAX}));
+    spec.set_lorc_iterations(static_cast<int32_t>(iterations));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status ReadCalibration(const JsonObject& json, v1::JobSpec& spec) {
   NIBBLE_ASSIGN_OR_RETURN(const std::string corpus, json.String("corpus"));
   NIBBLE_ASSIGN_OR_RETURN(const int64_t first, json.Int("first_text", {}));
@@ -115,6 +133,7 @@ absl::StatusOr<v1::JobSpec> ReadSpec(const ModelFolder& folder) {
     NIBBLE_RETURN_IF_ERROR(ReadActivations(activations, spec));
   }
   NIBBLE_RETURN_IF_ERROR(ReadSolver(json, spec));
+  NIBBLE_RETURN_IF_ERROR(ReadRefinements(json, spec));
   NIBBLE_ASSIGN_OR_RETURN(const Json::array_t* excluded, json.Array("excluded"));
   for (const Json& name : *excluded) {
     if (name.is_string()) spec.add_exclude(name.get<std::string>());

@@ -171,6 +171,14 @@ TEST_F(DaemonTest, BadInputIsRefusedByField) {
       {"damping NaN", [](JobSpec& s) { s.set_damping(std::nan("")); }, kInvalid, "damping"},
       {"rank of all", [](JobSpec& s) { s.set_lorc_rank(128); }, kInvalid, "lorc_rank"},
       {"rank 129", [](JobSpec& s) { s.set_lorc_rank(129); }, kInvalid, "lorc_rank"},
+      {"iterations of nothing", [](JobSpec& s) { s.set_lorc_iterations(2); }, kInvalid,
+       "lorc_iterations"},
+      {"search in natural order",
+       [](JobSpec& s) {
+         s.set_scale_search(v1::SCALE_SEARCH_DIAGONAL);
+         s.set_act_order(false);
+       },
+       kInvalid, "scale_search"},
       {"rank -1", [](JobSpec& s) { s.set_lorc_rank(-1); }, kInvalid, "lorc_rank"},
       {"seed alone", [](JobSpec& s) { s.set_rotate_seed(1); }, kInvalid, "rotate_seed"},
       {"pattern of nothing", [](JobSpec& s) { s.add_exclude("no.such"); }, kInvalid, "exclude"},

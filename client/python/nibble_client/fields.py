@@ -32,11 +32,13 @@ class JobFields(TypedDict, total=False):
     group_size: int | None
     scale: EnumValue
     m2_rounding: EnumValue
+    scale_search: EnumValue
     method: EnumValue
     act_order: bool | None
     damping: float | None
     lorc_rank: int
     lorc_metric: EnumValue
+    lorc_iterations: int | None
     rotate: bool
     rotate_seed: int | None
     exclude: Iterable[str]

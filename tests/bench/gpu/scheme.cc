@@ -45,6 +45,11 @@ absl::Status ApplyPair(const std::string& name, const std::string& value, Quanti
   if (name == "rotate" && absl::SimpleAtoi(value, &spec.rotate_seed.emplace())) {
     return absl::OkStatus();
   }
+  if (name == "iter" && absl::SimpleAtoi(value, &spec.lorc_iterations)) return absl::OkStatus();
+  if (name == "search" && (value == "none" || value == "diagonal")) {
+    spec.scale_search = value == "none" ? ScaleSearch::kNone : ScaleSearch::kDiagonal;
+    return absl::OkStatus();
+  }
   if (!spec.weights) return Refuse(name);
   if (name == "group" && absl::SimpleAtoi(value, &spec.weights->group_size)) {
     return absl::OkStatus();

@@ -12,6 +12,7 @@ namespace nibble {
 //   w=FORMAT wasym group=N scale=none|m1|m2 round=ceil|floor|mse   weights; absent: none
 //   a=FORMAT aasym                                                 activations; absent: none
 //   rtn natural lorc=RANK input                                    method, order, LoRC
+//   search=none|diagonal iter=N                                    scale search, LoRC's iterations
 //   rotate=SEED                                                    absent: not turned
 // "w=e2m1,a=e4m3,group=64,scale=m2,lorc=8,input". INVALID_ARGUMENT naming the word.
 absl::StatusOr<QuantizeSpec> ParseScheme(std::string_view text);

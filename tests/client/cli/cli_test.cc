@@ -64,6 +64,8 @@ TEST_F(CliTest, SubmitFillsTheFieldsOfItsOptions) {
                              "m2",
                              "--m2-rounding",
                              "floor",
+                             "--scale-search",
+                             "diagonal",
                              "--method",
                              "gptq",
                              "--no-act-order",
@@ -71,6 +73,8 @@ TEST_F(CliTest, SubmitFillsTheFieldsOfItsOptions) {
                              "8",
                              "--lorc-metric",
                              "input",
+                             "--lorc-iterations",
+                             "3",
                              "--rotate",
                              "--rotate-seed",
                              "7",
@@ -97,10 +101,12 @@ TEST_F(CliTest, SubmitFillsTheFieldsOfItsOptions) {
     group_size: -1
     scale: SCALE_CONSTRAINT_M2
     m2_rounding: M2_ROUNDING_FLOOR
+    scale_search: SCALE_SEARCH_DIAGONAL
     method: METHOD_GPTQ
     act_order: false
     lorc_rank: 8
     lorc_metric: LORC_METRIC_INPUT
+    lorc_iterations: 3
     rotate: true
     rotate_seed: 7
     exclude: "*.0.*"

@@ -228,6 +228,20 @@ TEST_F(EstimateTest, ItGrowsWithWhatTheJobIsMadeOf) {
   QuantizeSpec low_rank = spec;
   low_rank.lorc_metric = LorcMetric::kInput;
   EXPECT_GT(Estimate(low_rank, kTwoCores).seconds, base.seconds);
+
+  QuantizeSpec searched = spec;
+  searched.scale_search = ScaleSearch::kDiagonal;
+  EXPECT_GT(Estimate(searched, kTwoCores).seconds, base.seconds);
+  const auto with_iterations = [&](int iterations) {
+    low_rank.lorc_iterations = iterations;
+    return Estimate(low_rank, kTwoCores);
+  };
+  // An iteration more takes as long as the one before it, and stores nothing.
+  const double second = with_iterations(3).seconds - with_iterations(2).seconds;
+  EXPECT_GT(second, 0);
+  EXPECT_NEAR(with_iterations(8).seconds - with_iterations(3).seconds, 5 * second, 1e-6 * second);
+  EXPECT_GE(with_iterations(2).host_bytes, with_iterations(1).host_bytes);
+  EXPECT_EQ(with_iterations(2).artifact_bytes, with_iterations(1).artifact_bytes);
 }
 
 TEST_F(EstimateTest, TrueShapesAreToldAtOnceAndFitTheirGpu) {

@@ -254,6 +254,21 @@ TEST_P(MatrixTest, GptqAndLorc) {
   }
 }
 
+// Every symmetric kind of weights, by both methods.
+TEST_P(MatrixTest, ScaleSearchAndIterations) {
+  size_t next = 0;
+  for (const WeightSpec& weights : WeightKinds()) {
+    if (weights.asymmetric) continue;
+    spec_.weights = weights;
+    spec_.weights->group_size = kGroupSizes[next % std::size(kGroupSizes)];
+    spec_.method = next % 2 == 0 ? Method::kGptq : Method::kRtn;
+    spec_.scale_search = ScaleSearch::kDiagonal;
+    spec_.lorc_rank = 4;
+    spec_.lorc_iterations = 1 + static_cast<int>(next++ % 2);
+    Check(spec_);
+  }
+}
+
 TEST_P(MatrixTest, ActivationsAlone) {
   for (const auto& activations : ActivationKinds()) {
     if (!activations) continue;

@@ -165,6 +165,88 @@ TEST_F(PipelineTest, GptqErrsLessThanRtnAndLorcLessThanNone) {
   EXPECT_LT(Summary(eight).mean_output_error, 0.05 * gptq);
 }
 
+// Nothing is calibrated: columns count alike, and the weights' error is what falls.
+TEST_F(PipelineTest, ScaleSearchAndIterationsNeedNoCorpus) {
+  spec_.method = Method::kRtn;
+  spec_.calibration.corpus.clear();
+  spec_.lorc_rank = 4;
+  const auto errors = [&] {
+    std::vector<double> found;
+    const auto summary = QuantizeModel(spec_, checkpoint_, artifact_, [&](const Progress& p) {
+      if (p.finished == nullptr) return absl::OkStatus();
+      for (const LinearReport& linear : p.finished->linears) found.push_back(linear.weight_error);
+      return absl::OkStatus();
+    });
+    EXPECT_TRUE(summary.ok()) << summary.status();
+    std::filesystem::remove_all(artifact_);
+    return found;
+  };
+  const std::vector<double> plain = errors();
+  spec_.scale_search = ScaleSearch::kDiagonal;
+  const std::vector<double> searched = errors();
+  spec_.lorc_iterations = 3;
+  const std::vector<double> iterated = errors();
+  ASSERT_EQ(plain.size(), 7u * kLayers);
+  for (size_t i = 0; i < plain.size(); ++i) {
+    EXPECT_LT(searched[i], plain[i]) << i;
+    EXPECT_LE(iterated[i], searched[i]) << i;
+  }
+}
+
+// The first layer's inputs are the same in every job.
+TEST_F(PipelineTest, IterationsKeepTheLeastOutputError) {
+  const auto first_layer = [&](LorcMetric metric, int iterations) {
+    spec_.lorc_rank = 4;
+    spec_.lorc_metric = metric;
+    spec_.lorc_iterations = iterations;
+    std::vector<double> errors;
+    const auto stop = [&](const Progress& progress) {
+      if (progress.finished == nullptr) return absl::OkStatus();
+      for (const LinearReport& linear : progress.finished->linears) {
+        errors.push_back(linear.output_error.value());
+      }
+      return absl::CancelledError("enough");
+    };
+    EXPECT_TRUE(absl::IsCancelled(QuantizeModel(spec_, checkpoint_, artifact_, stop).status()));
+    EXPECT_TRUE(RemoveStaging(artifact_).ok());
+    return errors;
+  };
+  for (const LorcMetric metric : {LorcMetric::kWeight, LorcMetric::kInput}) {
+    std::vector<double> last = first_layer(metric, 1);
+    const double once = std::accumulate(last.begin(), last.end(), 0.0);
+    for (const int iterations : {2, 4}) {
+      const std::vector<double> next = first_layer(metric, iterations);
+      ASSERT_EQ(next.size(), 7u);
+      for (size_t i = 0; i < next.size(); ++i) EXPECT_LE(next[i], last[i]) << i;
+      last = next;
+    }
+    EXPECT_LT(std::accumulate(last.begin(), last.end(), 0.0), once);
+  }
+}
+
+TEST_F(PipelineTest, SearchedAndIteratedIsRecordedAndReadBack) {
+  spec_.scale_search = ScaleSearch::kDiagonal;
+  spec_.lorc_rank = 4;
+  spec_.lorc_metric = LorcMetric::kInput;
+  spec_.lorc_iterations = 3;
+  ASSERT_TRUE(Run(spec_).ok());
+  for (const Json& spec :
+       {ReadJson("nibble.json")["spec"], ReadJson("config.json")["quantization_config"]}) {
+    EXPECT_EQ(spec["scale_search"], "diagonal");
+    EXPECT_EQ(spec["lorc_iterations"], 3);
+  }
+  const at::Tensor original = LogitsOf(checkpoint_);
+  const double difference =
+      ((LogitsOf(artifact_) - original).norm() / original.norm()).item<double>();
+  EXPECT_GT(difference, 0);
+  spec_.scale_search = ScaleSearch::kNone;
+  spec_.lorc_rank = 0;
+  spec_.lorc_iterations = 1;
+  std::filesystem::remove_all(artifact_);
+  ASSERT_TRUE(Run(spec_).ok());
+  EXPECT_LT(difference, ((LogitsOf(artifact_) - original).norm() / original.norm()).item<double>());
+}
+
 TEST_F(PipelineTest, WeightsLeftAloneGiveTheModelItself) {
   spec_.weights.reset();
   spec_.activations = ActivationSpec{.format = Format::kInt8, .asymmetric = true};
@@ -235,6 +317,28 @@ TEST_F(PipelineTest, WhatCannotWorkIsRefusedByField) {
   };
   refuse([](auto& s) { s.weights->group_size = 0; }, "group_size: found 0");
   refuse([](auto& s) { s.lorc_rank = 33; }, "lorc_rank: found 33, expected at most 32");
+  refuse([](auto& s) { s.lorc_iterations = 0; }, "lorc_iterations: found 0, expected 1 to 16");
+  refuse([](auto& s) { s.lorc_iterations = 17; }, "lorc_iterations: found 17, expected 1 to 16");
+  refuse([](auto& s) { s.lorc_iterations = 2; }, "lorc_iterations: found 2 with lorc_rank 0");
+  refuse(
+      [](auto& s) {
+        s.scale_search = ScaleSearch::kDiagonal;
+        s.gptq.act_order = false;
+      },
+      "scale_search: found diagonal with act_order false, expected none");
+  refuse(
+      [](auto& s) {
+        s.scale_search = ScaleSearch::kDiagonal;
+        s.weights = WeightSpec{
+            .format = Format::kInt4, .asymmetric = true, .constraint = ScaleConstraint::kNone};
+      },
+      "scale_search: found diagonal with weights_asymmetric true, expected none");
+  refuse(
+      [](auto& s) {
+        s.scale_search = ScaleSearch::kDiagonal;
+        s.weights.reset();
+      },
+      "scale_search: found diagonal with weights none, expected none");
   refuse([](auto& s) { s.exclude = {"*.nothing"}; }, "exclude: found '*.nothing'");
   refuse([](auto& s) { s.exclude = {"*"}; }, "exclude: found patterns that meet every linear");
   refuse([](auto& s) { s.calibration.corpus.clear(); }, "corpus: found none");

@@ -138,6 +138,10 @@ TEST_F(ResumeTest, EveryKindOfJobIsGoneOnFrom) {
       [](QuantizeSpec& s) { s.rotate_seed = 5; },
       [](QuantizeSpec& s) { s.gptq.act_order = false; },
       [](QuantizeSpec& s) {
+        s.scale_search = ScaleSearch::kDiagonal;
+        s.lorc_iterations = 2;
+      },
+      [](QuantizeSpec& s) {
         s.method = Method::kRtn;
         s.calibration.corpus.clear();
       },

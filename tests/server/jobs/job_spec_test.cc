@@ -99,6 +99,32 @@ TEST_F(JobSpecTest, WhatCannotBeCombinedIsRefused) {
        "lorc_rank: found 1, expected 0 where weights are not quantized"},
       {[](JobSpec& s) { s.set_lorc_rank(33); }, "lorc_rank: found 33, expected at most 32"},
       {[](JobSpec& s) { s.set_lorc_rank(129); }, "lorc_rank: found 129, expected 0 to 128"},
+      {[](JobSpec& s) { s.set_lorc_iterations(2); },
+       "lorc_iterations: found 2 with lorc_rank 0, expected 1"},
+      {[](JobSpec& s) {
+         s.set_lorc_rank(2);
+         s.set_lorc_iterations(17);
+       },
+       "lorc_iterations: found 17, expected 1 to 16"},
+      {[](JobSpec& s) { s.set_lorc_iterations(0); }, "lorc_iterations: found 0, expected 1 to 16"},
+      {[](JobSpec& s) {
+         s.set_scale_search(v1::SCALE_SEARCH_DIAGONAL);
+         s.set_act_order(false);
+       },
+       "scale_search: found diagonal with act_order false, expected none"},
+      {[](JobSpec& s) {
+         s.set_scale_search(v1::SCALE_SEARCH_DIAGONAL);
+         s.set_weights(v1::FORMAT_INT4);
+         s.set_weights_asymmetric(true);
+       },
+       "scale_search: found diagonal with weights_asymmetric true, expected none"},
+      {[](JobSpec& s) {
+         s.set_scale_search(v1::SCALE_SEARCH_DIAGONAL);
+         s.set_weights(v1::FORMAT_NONE);
+       },
+       "scale_search: found diagonal with weights none, expected none"},
+      {[](JobSpec& s) { s.set_scale_search(static_cast<v1::ScaleSearch>(9)); },
+       "scale_search: found 9"},
       {[](JobSpec& s) { s.clear_corpus(); }, "corpus: found none"},
       {[](JobSpec& s) {
          s.set_method(v1::METHOD_RTN);
@@ -142,6 +168,8 @@ TEST_F(JobSpecTest, DefaultsAreTheDocumentedOnes) {
   EXPECT_EQ(plan->spec.method, Method::kGptq);
   EXPECT_TRUE(plan->spec.gptq.act_order);
   EXPECT_EQ(plan->spec.lorc_rank, 0);
+  EXPECT_EQ(plan->spec.lorc_iterations, 1);
+  EXPECT_EQ(plan->spec.scale_search, ScaleSearch::kNone);
   EXPECT_EQ(plan->spec.calibration.window_tokens, 128);  // the tiny model's context
 
   EXPECT_FALSE(plan->spec.rotate_seed.has_value());
@@ -153,6 +181,15 @@ TEST_F(JobSpecTest, DefaultsAreTheDocumentedOnes) {
   rotated.set_model("opt");
   rotated.set_rotate_seed(7);
   EXPECT_EQ(Plan(rotated)->spec.rotate_seed, 7u);
+
+  JobSpec refined = Spec();
+  refined.set_scale_search(v1::SCALE_SEARCH_DIAGONAL);
+  refined.set_lorc_rank(2);
+  refined.set_lorc_iterations(3);
+  const auto searched = Plan(refined);
+  ASSERT_TRUE(searched.ok()) << searched.status();
+  EXPECT_EQ(searched->spec.lorc_iterations, 3);
+  EXPECT_EQ(searched->spec.scale_search, ScaleSearch::kDiagonal);
 
   JobSpec asymmetric = Spec();
   asymmetric.set_weights(v1::FORMAT_INT4);

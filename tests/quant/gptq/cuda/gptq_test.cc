@@ -61,6 +61,32 @@ TEST_F(CudaGptqTest, FactorsAgree) {
   }
 }
 
+// Sums of squares differ in their last bits, so that of scales as good either may be found.
+TEST_F(CudaGptqTest, SearchesScalesAsGoodAsTheCpus) {
+  const at::Tensor w = RandomWeights(200, 300, kSeed);
+  const at::Tensor h = RandomNormal(1, 300, kSeed + 1).squeeze(0).square();
+  const auto errors = [&](const at::Tensor& w_hat) {
+    return (w - w_hat.cpu()).to(at::kDouble).square().mul(h).sum(1);
+  };
+  for (const Format format : {Format::kE2M1, Format::kE3M0, Format::kInt4}) {
+    for (const auto constraint :
+         {ScaleConstraint::kNone, ScaleConstraint::kM1, ScaleConstraint::kM2}) {
+      const WeightSpec spec = Spec(format, 64, constraint);
+      const auto cpu = QuantizeRtn("layer", w, spec, h).value();
+      const auto gpu = QuantizeRtn("layer", OnGpu(w), spec, OnGpu(h)).value();
+      const at::Tensor expected = errors(Dequantize(cpu.matrix));
+      EXPECT_TRUE(errors(Dequantize(gpu.matrix)).allclose(expected, 1e-5, 0))
+          << FormatName(format) << ' ' << ScaleConstraintName(constraint);
+      EXPECT_EQ(gpu.clamped_groups, cpu.clamped_groups);
+      const GptqOptions options;
+      const GptqFactor factor = FactorHessian("layer", CorrelatedHessian(300, 3), options).value();
+      const auto solved = QuantizeGptq("layer", OnGpu(w), OnGpu(factor), spec, options, OnGpu(h));
+      ASSERT_TRUE(solved.ok()) << solved.status();
+      EXPECT_TRUE(solved->matrix.Validate("layer").ok());
+    }
+  }
+}
+
 // Within one block there is no matrix product: what the kernel does is the CPU's to the bit.
 TEST_F(CudaGptqTest, CodesOfOneBlockAreTheCpus) {
   const at::Tensor w = RandomWeights(200, 128, kSeed);
