@@ -20,22 +20,27 @@ int TokenTile(int64_t tokens, Kind kind) {
   return tokens <= 32 ? 32 : 64;
 }
 
-// Row tiles of a block and blocks of a row block: what is resident at once shares the memory's
-// bandwidth by what it has in flight, so that all blocks, two a multiprocessor, should run at once,
-// and with one a multiprocessor few multiprocessors should be left out.
-struct RowPlan {
-  int tiles;
-  int splits;
-};
-RowPlan PlanRows(int64_t row_tiles, int64_t slices, const Device& device) {
-  RowPlan rows = {1, 1};
-  while (rows.tiles < 2 && row_tiles > 2 * device.multiprocessors) rows.tiles *= 2;
-  const int64_t row_blocks = CeilDiv(row_tiles, rows.tiles);
-  while (rows.splits < 4 && 2 * rows.splits * row_blocks <= device.multiprocessors &&
-         4 * rows.splits <= slices) {
-    rows.splits *= 2;
+// By races on an H200 (plan_race): blocks of four warpgroups, one for each multiprocessor, read
+// fastest, so that wide blocks share x and K is cut only as far as idle multiprocessors allow. A
+// grid too small for that cuts K among blocks rather than warpgroups, where few tokens leave room
+// for two blocks a multiprocessor. The parts of K depend on the weights' shape alone.
+void Divide(const LinearShape& shape, const Device& device, DecodePlan& plan) {
+  const int64_t slices = CeilDiv(shape.cols, kSliceCols);
+  const bool plain = shape.kind == Kind::kFolded && shape.max_rank == 0;
+  plan.tiles = 1;
+  if (2 * shape.row_tiles > device.multiprocessors) plan.tiles = 2;
+  if (plain && shape.row_tiles > device.multiprocessors) plan.tiles = 4;
+  plan.k_groups = plan.tiles == 4 ? 1 : 2;
+  plan.splits = 1;
+  const int64_t row_blocks = CeilDiv(shape.row_tiles, plan.tiles);
+  while (plan.splits < 4 && 2 * plan.splits * row_blocks <= device.multiprocessors &&
+         4 * plan.splits <= slices) {
+    plan.splits *= 2;
   }
-  return rows;
+  if (plain && plan.tiles == 1 && plan.token_tile <= 16) {
+    plan.k_groups = 1;
+    plan.splits *= 2;
+  }
 }
 
 }  // namespace
@@ -81,19 +86,9 @@ void CompletePlan(const LinearShape& shape, const Device& device, int blocks, in
 }
 
 DecodePlan PlanDecode(const LinearShape& shape, const Device& device) {
-  const RowPlan rows = PlanRows(shape.row_tiles, CeilDiv(shape.cols, kSliceCols), device);
   DecodePlan plan;
   plan.token_tile = TokenTile(shape.tokens, shape.kind);
-  plan.tiles = rows.tiles;
-  plan.k_groups = 2;
-  plan.splits = rows.splits;
-  // With many tokens, reading x again for every row block costs more than a cluster of twice as
-  // many blocks, each with both row tiles of one part.
-  if (plan.token_tile >= 32 && plan.tiles == 1) {
-    plan.tiles = 2;
-    plan.k_groups = 1;
-    plan.splits *= 2;
-  }
+  Divide(shape, device, plan);
   CompletePlan(shape, device, 2, 64, plan);
   return plan;
 }

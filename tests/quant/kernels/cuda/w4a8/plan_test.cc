@@ -17,7 +17,7 @@ TEST(PlanDecode, KIsCutByTheShapeAndNeverByTheTokens) {
     int parts;
   };
   for (const Case& c :
-       {Case{8192, 8192, 2}, Case{12288, 4096, 2}, Case{4096, 4096, 4}, Case{22016, 4096, 2},
+       {Case{8192, 8192, 4}, Case{12288, 4096, 2}, Case{4096, 4096, 4}, Case{22016, 4096, 1},
         Case{4096, 11008, 4}, Case{1280, 8192, 8}, Case{576, 576, 4}, Case{64, 128, 2}}) {
     for (int64_t tokens = 1; tokens <= kDecodeTokens; ++tokens) {
       const DecodePlan plan = PlanDecode(Shape(tokens, c.rows, c.cols));
@@ -42,8 +42,9 @@ TEST(PlanDecode, TwoBlocksShareAMultiprocessor) {
 }
 
 TEST(PlanDecode, NoMoreStagesThanSlices) {
-  EXPECT_EQ(PlanDecode(Shape(1, 4096, 4096)).stages, 16);  // 8 slices in each of 2 parts
-  EXPECT_EQ(PlanDecode(Shape(1, 64, 100)).stages, 2);
+  EXPECT_EQ(PlanDecode(Shape(1, 4096, 4096)).stages, 8);   // of its part
+  EXPECT_EQ(PlanDecode(Shape(64, 4096, 1024)).stages, 4);  // 2 in each of 2 parts
+  EXPECT_EQ(PlanDecode(Shape(1, 64, 100)).stages, 1);
 }
 
 TEST(PlanDecode, SharedMemoryHoldsWhatFollowsTheMainLoopAndALorcSlice) {
@@ -61,9 +62,25 @@ TEST(PlanDecode, SharedMemoryHoldsWhatFollowsTheMainLoopAndALorcSlice) {
   }
 }
 
+// Raced on an H200.
+TEST(PlanDecode, BlocksOfFourWarpgroupsUnlessTheMatrixIsSmall) {
+  const auto division = [](const LinearShape& shape) {
+    const DecodePlan plan = PlanDecode(shape);
+    return std::tuple(plan.tiles, plan.k_groups, plan.splits);
+  };
+  EXPECT_EQ(division(Shape(64, 8192, 8192)), std::tuple(2, 2, 2));
+  EXPECT_EQ(division(Shape(1, 12288, 4096)), std::tuple(4, 1, 2));
+  EXPECT_EQ(division(Shape(64, 22016, 4096)), std::tuple(4, 1, 1));
+  EXPECT_EQ(division(Shape(16, 4096, 4096)), std::tuple(1, 1, 4));
+  EXPECT_EQ(division(Shape(17, 4096, 4096)), std::tuple(1, 2, 2));
+  LinearShape corrected = Shape(1, 22016, 4096);
+  corrected.ranks = corrected.max_rank = 16;
+  EXPECT_EQ(division(corrected), std::tuple(2, 2, 1));
+}
+
 TEST(PlanDecode, PrintsItself) {
   EXPECT_EQ(PlanDecode(Shape(1, 128, 128)).ToString(),
-            "decode: 2 row blocks of 1 tiles x 2 parts x 1 splits, 8 tokens, 2 stages, 11656 B "
+            "decode: 2 row blocks of 1 tiles x 1 parts x 2 splits, 8 tokens, 1 stages, 6488 B "
             "shared, 0 LoRC tiles x 0 pieces");
 }
 
