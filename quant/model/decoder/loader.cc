@@ -36,8 +36,9 @@ class TensorReader {
   }
 
   // In the working type, rounded to bf16 first if so computed.
-  absl::StatusOr<at::Tensor> Read(const std::string& name, std::vector<int64_t> shape) const {
-    return ReadAs(name, std::move(shape), WorkingType(compute_, device_));
+  absl::StatusOr<at::Tensor> Read(const std::string& name,
+                                  const std::vector<int64_t>& shape) const {
+    return ReadAs(name, shape, WorkingType(compute_, device_));
   }
 
   absl::StatusOr<NormWeights> ReadNorm(const ModelConfig& config, const std::string& name) const {
@@ -159,9 +160,9 @@ absl::StatusOr<LayerLinear> ReadLinear(const ModelConfig& config, const LinearIn
 
 // A weight outside the layers.
 absl::StatusOr<LinearWeights> ReadEnd(const TensorReader& reader, const std::string& name,
-                                      std::vector<int64_t> shape, bool arrange) {
+                                      const std::vector<int64_t>& shape, bool arrange) {
   LinearWeights end;
-  NIBBLE_ASSIGN_OR_RETURN(end.weight, reader.Read(name, std::move(shape)));
+  NIBBLE_ASSIGN_OR_RETURN(end.weight, reader.Read(name, shape));
   if (arrange) Arrange(nullptr, end);
   return end;
 }
