@@ -1,5 +1,6 @@
 #include "quant/gptq/scale_search.h"
 
+#include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -224,6 +225,8 @@ TEST(SearchScalesTest, ErrsNoMoreThanWithoutAndAsLittleAsPlainLoopsFind) {
 }
 
 TEST(SearchScalesTest, RowsDoNotDependOnTheirNeighbours) {
+  const int threads = at::get_num_threads();
+  at::set_num_threads(1);  // others wait for each other at each of many small steps
   // Two pieces of the rows that are searched at a time.
   const int64_t cols = kScaleSearchValues / 2 + 16;
   const at::Tensor w = RandomNormal(2, cols, 5);
@@ -235,6 +238,7 @@ TEST(SearchScalesTest, RowsDoNotDependOnTheirNeighbours) {
     EXPECT_TRUE(both.exponent[row].equal(one.exponent[0])) << row;
     EXPECT_TRUE(both.row_scale[row].equal(one.row_scale[0])) << row;
   }
+  at::set_num_threads(threads);
 }
 
 TEST(SearchScalesTest, CountsGroupsFarBelowTheirRow) {
