@@ -63,10 +63,7 @@ void RaceDecode(const std::string& text, const ColdLinear& linear, int64_t token
           CompletePlan(shape, {}, blocks, 64, plan);
           const absl::StatusOr<int> resident = ResidentBlocks(plan, weights);
           if (!resident.ok() || *resident == 0) continue;
-          for (const bool staggered : {false, true}) {
-            plan.staggered = staggered;
-            Race(linear, plan, plan.ToString() == own.ToString(), run, entries);
-          }
+          Race(linear, plan, plan.ToString() == own.ToString(), run, entries);
         }
       }
     }

@@ -39,8 +39,7 @@ __device__ __forceinline__ SliceStream TileStream(const DecodeArguments& args,
           args.plan.k_groups,
           args.part_slices,
           block.split * args.plan.k_groups * args.part_slices,
-          args.slice_count,
-          args.plan.staggered ? block.first_tile / 2 % args.part_slices : 0};
+          args.slice_count};
 }
 
 __device__ __forceinline__ Ring MakeRing(const DecodeArguments& args, uint32_t base, bool lorc) {

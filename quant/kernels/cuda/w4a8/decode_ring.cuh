@@ -51,14 +51,11 @@ struct SliceStream {
   int part_slices;
   int first_slice;
   int slice_count;
-  int rotation;  // below part_slices: the step at which each part begins
 
   __device__ int Count() const { return parts * part_slices; }
   // Below 0: the part has fewer slices than others.
   __device__ int SliceOf(int step, int part) const {
-    const int turned = step + rotation;
-    const int in_part = turned < part_slices ? turned : turned - part_slices;
-    const int slice = first_slice + part * part_slices + in_part;
+    const int slice = first_slice + part * part_slices + step;
     return slice < slice_count ? slice : -1;
   }
 };

@@ -96,8 +96,7 @@ DecodePlan PlanDecode(const LinearShape& shape, const Device& device) {
 std::string DecodePlan::ToString() const {
   return StrCat("decode: ", row_blocks, " row blocks of ", tiles, " tiles x ", k_groups,
                 " parts x ", splits, " splits, ", token_tile, " tokens, ", stages, " stages, ",
-                shared_bytes, " B shared, ", lorc_tiles, " LoRC tiles x ", lorc_pieces, " pieces",
-                staggered ? ", staggered" : "");
+                shared_bytes, " B shared, ", lorc_tiles, " LoRC tiles x ", lorc_pieces, " pieces");
 }
 
 }  // namespace nibble::w4a8

@@ -50,9 +50,6 @@ struct DecodePlan {
   int lorc_pieces = 0;
   int row_blocks = 0;
   int shared_bytes = 0;
-  // Pairs of row tiles begin their parts of K at different slices, so that not all blocks read the
-  // same activations at one time. Changes the order of sums, for every number of tokens alike.
-  bool staggered = false;
 
   NIBBLE_HOST_DEVICE int warpgroups() const { return tiles * k_groups; }
   NIBBLE_HOST_DEVICE int parts() const { return k_groups * splits; }

@@ -43,8 +43,6 @@ std::vector<DecodePlan> Plans(const PreparedLinear& weights, int64_t tokens) {
         const absl::StatusOr<int> resident = ResidentBlocks(plan, weights);
         if (!resident.ok() || *resident == 0) continue;
         plans.push_back(plan);
-        plan.staggered = true;
-        plans.push_back(plan);
       }
     }
   }
