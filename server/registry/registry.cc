@@ -68,7 +68,7 @@ absl::StatusOr<ModelHandle> Registry::TakeOrWait(const Key& key, const Waiter& w
 }
 
 void Registry::LoadFor(const Key& key) {
-  const absl::StatusOr<ModelHandle> loaded = Load(key);
+  absl::StatusOr<ModelHandle> loaded = Load(key);
   std::vector<Waiter> waiting;
   {
     absl::MutexLock lock(&mutex_);
@@ -82,7 +82,10 @@ void Registry::LoadFor(const Key& key) {
       if (std::ranges::any_of(waiting, stays)) entry.kept = *loaded;
     }
   }
-  for (const Waiter& waiter : waiting) waiter.done(loaded);
+  // The last takes this function's own handle: once answered, only the callers hold the model.
+  for (size_t i = 0; i < waiting.size(); ++i) {
+    waiting[i].done(i + 1 < waiting.size() ? loaded : std::move(loaded));
+  }
 }
 
 absl::StatusOr<ModelHandle> Registry::Load(const Key& key) {
