@@ -83,9 +83,10 @@ void Registry::LoadFor(const Key& key) {
     }
   }
   // The last takes this function's own handle: once answered, only the callers hold the model.
-  for (size_t i = 0; i < waiting.size(); ++i) {
-    waiting[i].done(i + 1 < waiting.size() ? loaded : std::move(loaded));
-  }
+  const Waiter last = std::move(waiting.back());
+  waiting.pop_back();
+  for (const Waiter& waiter : waiting) waiter.done(loaded);
+  last.done(std::move(loaded));
 }
 
 absl::StatusOr<ModelHandle> Registry::Load(const Key& key) {
