@@ -20,6 +20,11 @@ enum class LorcMetric { kWeight, kInput };
 // candidates by the rounding errors that diag(H) weighs.
 enum class ScaleSearch { kNone, kDiagonal };
 
+// Candidates of the search for one group: fractions of a scale, exponents of a power of two; with
+// M2 both (gptq/scale_search.h).
+inline constexpr int kScaleFractions = 11;
+inline constexpr int kScaleExponents = 4;
+
 // So many weights, or one row, are searched at a time; each takes about 8 temporaries of 4 bytes.
 inline constexpr int64_t kScaleSearchValues = int64_t{1} << 20;
 

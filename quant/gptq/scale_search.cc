@@ -11,8 +11,8 @@ namespace nibble {
 namespace {
 
 // From 1 down: of equal errors the largest scale's is found first.
-constexpr std::array<float, 11> kFractions = {1.f, .95f, .9f, .85f, .8f, .75f,
-                                              .7f, .65f, .6f, .55f, .5f};
+constexpr std::array<float, kScaleFractions> kFractions = {1.f, .95f, .9f, .85f, .8f, .75f,
+                                                           .7f, .65f, .6f, .55f, .5f};
 
 // number::Float::Round of magnitudes, which are overwritten.
 template <int kBits, int kMantissa, int kMinExponent, uint32_t kMaxCode>
@@ -129,7 +129,7 @@ class RowsSearch {
     const at::Tensor high = ceil.amax(1, /*keepdim=*/true);
     const at::Tensor low = high - kMaxExponentOffset;
     Choice best;
-    for (const int offset : {0, -1, 1, -2}) {
+    for (const int offset : std::array<int, kScaleExponents>{0, -1, 1, -2}) {
       const at::Tensor exponent = (ceil + offset).clamp(low, high);
       best.Consider(exponent, Error(PowersOfTwo(exponent)));
     }
@@ -145,7 +145,8 @@ class RowsSearch {
     const at::Tensor ceil = CeilLog2(ratio);
     const at::Tensor floor = FloorLog2(ratio);
     Choice best;
-    for (const at::Tensor& offset : {ceil, floor, ceil + 1, floor - 1}) {
+    const std::array<at::Tensor, kScaleExponents> offsets = {ceil, floor, ceil + 1, floor - 1};
+    for (const at::Tensor& offset : offsets) {
       const at::Tensor k = offset.clamp(0, kMaxExponentOffset);
       best.Consider(k, Error(row_scale * PowersOfTwo(-k)));
     }

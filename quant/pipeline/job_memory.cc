@@ -72,7 +72,7 @@ int64_t FactorBytes(const JobShapes& job, int64_t cols) {
 
 // What linears of one input share, f32: H mirrored and its factor.
 int64_t SharedBytes(const JobShapes& job, int64_t cols) {
-  return (job.calibrates() ? 4 : 0) * Squared(cols) + (job.solves() ? 4 : 0) * Squared(cols);
+  return ((job.calibrates() ? 4 : 0) + (job.solves() ? 4 : 0)) * Squared(cols);
 }
 
 // Rounding a linear: two f32 copies of its weights, its codes in bytes, a temporary of the check.

@@ -76,13 +76,11 @@ double LayerSeconds(const JobShapes& job, const Rates& rates) {
   return seconds;
 }
 
-// The candidates of scale_search.h.
 double SearchSeconds(const JobShapes& job, const Rates& rates, double values) {
   if (job.spec.scale_search == ScaleSearch::kNone) return 0;
   const ScaleConstraint constraint = job.spec.weights->constraint;
-  const double candidates = constraint == ScaleConstraint::kM2   ? 44
-                            : constraint == ScaleConstraint::kM1 ? 4
-                                                                 : 11;
+  const int candidates = (constraint == ScaleConstraint::kM1 ? 1 : kScaleFractions) *
+                         (constraint == ScaleConstraint::kNone ? 1 : kScaleExponents);
   return candidates * values / rates.searched;
 }
 

@@ -66,7 +66,7 @@ class DecoderLoader {
   // INVALID_ARGUMENT with the reason for a model that Rotate can't turn exactly; reads norms alone.
   absl::Status CheckRotatable() const;
   // From now on everything is of the turned model (rotation.h), its head untied; `tensors` are not.
-  // Not for an artifact.
+  // For what CheckRotatable has passed; not for an artifact.
   absl::Status Rotate(uint64_t seed);
 
   const ModelConfig& config() const { return config_; }

@@ -208,7 +208,6 @@ absl::Status DecoderLoader::CheckRotatable() const {
 }
 
 absl::Status DecoderLoader::Rotate(uint64_t seed) {
-  NIBBLE_RETURN_IF_ERROR(CheckRotatable());
   return CatchTorch([&]() -> absl::Status {
     NIBBLE_ASSIGN_OR_RETURN(const std::string prefix, FindPrefix(*tensors_, config_.family));
     rotation_ = std::make_unique<const Rotation>(config_, prefix, seed, TorchDevice(device_));

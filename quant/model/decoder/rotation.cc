@@ -69,18 +69,13 @@ at::Tensor RotationThatKeepsOnes(int64_t n, Random& random) {
   return q;
 }
 
-// Its biases go into the biases of the linears behind it, where these have some.
-bool FoldsBias(const ModelConfig& config, InputGroup input) {
-  return input == InputGroup::kAttentionIn ? config.attention_bias : config.mlp_bias;
-}
-
-// The norms of a LayerNorm model whose biases stay.
+// The norms of a LayerNorm model whose biases stay: those with no bias behind them to go into.
 std::vector<std::string> KeptBiases(const ModelConfig& config, const std::string& prefix) {
   std::vector<std::string> norms;
   for (int64_t layer = 0; layer < config.layers; ++layer) {
     const auto [attention, mlp] = LayerNorms(config.family, prefix, layer);
-    if (!FoldsBias(config, InputGroup::kAttentionIn)) norms.push_back(attention);
-    if (!FoldsBias(config, InputGroup::kMlpIn)) norms.push_back(mlp);
+    if (!HasBias(config, InputGroup::kAttentionIn)) norms.push_back(attention);
+    if (!HasBias(config, InputGroup::kMlpIn)) norms.push_back(mlp);
   }
   if (config.final_norm) norms.push_back(FinalNorm(config.family, prefix));
   return norms;
@@ -165,8 +160,8 @@ void Rotation::AddNorm(const std::string& norm, bool folded) {
 
 void Rotation::AddLayer(int64_t layer) {
   const auto [attention, mlp] = LayerNorms(config_.family, prefix_, layer);
-  AddNorm(attention, FoldsBias(config_, InputGroup::kAttentionIn));
-  AddNorm(mlp, FoldsBias(config_, InputGroup::kMlpIn));
+  AddNorm(attention, HasBias(config_, InputGroup::kAttentionIn));
+  AddNorm(mlp, HasBias(config_, InputGroup::kMlpIn));
   for (const LinearInfo& linear : LayerLinears(config_, prefix_, layer)) {
     Role role = {.kind = Kind::kWriter,
                  .source = linear.name,

@@ -3,7 +3,6 @@
 // value (arrange.h).
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -14,52 +13,24 @@
 #include "quant/base/strings.h"
 #include "quant/kernels/cuda/w4a8/decode.h"
 #include "quant/kernels/cuda/w4a8/wide.h"
-#include "tests/quant/kernels/cuda/device_array.h"
 #include "tests/quant/kernels/cuda/w4a8/arrange.h"
+#include "tests/quant/kernels/cuda/w4a8/prepared.h"
 #include "tests/quant/kernels/cuda/w4a8/reference.h"
 
 namespace nibble::w4a8 {
 namespace {
 
-// y as f32 and as bf16 by one plan. What lies beyond y, and x's columns beyond cols, is poisoned.
+// y as f32 and as bf16 by one plan.
 Output Product(const DeviceLinear& weights, const Input& input, const WidePlan& plan) {
   const PreparedLinear& linear = weights.linear();
-  const int64_t pitch = RoundUp(input.cols, 16);
-  std::vector<uint8_t> padded(input.tokens * pitch, 0x7f);
-  for (int64_t token = 0; token < input.tokens; ++token) {
-    std::memcpy(&padded[token * pitch], &input.x[token * input.cols], input.cols);
+  Workspace workspace(WideWorkspaceMemory(ShapeOf(linear, input.tokens), plan.source).bytes);
+  DeviceCall call(linear, input);
+  for (const bool as_f32 : {true, false}) {
+    EXPECT_EQ(LaunchWide(plan, linear, call.Call(workspace.data(), as_f32), nullptr),
+              absl::OkStatus());
   }
-  DeviceArray<uint8_t> x(padded);
-  DeviceArray<float> x_scale(input.x_scale);
-  const LinearShape shape = ShapeOf(linear, input.tokens);
-  DeviceArray<uint8_t> workspace(WideWorkspaceMemory(shape, plan.source).bytes);
-  ExpectCuda(cudaMemset(workspace.data(), 0, kWorkspaceCounterBytes));
-  const int64_t size = input.tokens * linear.rows;
-  constexpr int64_t kBeyond = 4096;
-  DeviceArray<float> f32(size + kBeyond);
-  DeviceArray<__nv_bfloat16> bf16(size + kBeyond);
-  LinearCall call;
-  call.x = x.data();
-  call.x_pitch = pitch;
-  call.x_scale = x_scale.data();
-  call.tokens = input.tokens;
-  call.y_f32 = f32.data();
-  call.workspace = workspace.data();
-  EXPECT_EQ(LaunchWide(plan, linear, call, nullptr), absl::OkStatus());
-  call.y_f32 = nullptr;
-  call.y = bf16.data();
-  EXPECT_EQ(LaunchWide(plan, linear, call, nullptr), absl::OkStatus());
-  Output output{f32.Read(), bf16.Read()};
-  for (int64_t i = size; i < size + kBeyond; ++i) {
-    EXPECT_TRUE(std::isnan(output.f32[i]) && std::isnan(__bfloat162float(output.bf16[i])))
-        << "written beyond y at " << i - size;
-    if (testing::Test::HasFailure()) break;
-  }
-  output.f32.resize(size);
-  output.bf16.resize(size);
-  const std::vector<uint8_t> after = workspace.Read();
-  EXPECT_EQ(std::count(after.begin(), after.begin() + kWorkspaceCounterBytes, 0),
-            kWorkspaceCounterBytes);
+  const Output output = call.Read();
+  workspace.ExpectZeroCounters();
   return output;
 }
 
