@@ -2,7 +2,6 @@
 #include <c10/core/InferenceMode.h>
 
 #include <algorithm>
-#include <cmath>
 #include <memory>
 #include <utility>
 
@@ -10,39 +9,14 @@
 #include "quant/base/strings.h"
 #include "quant/base/torch_status.h"
 #include "quant/model/decoder/decoder.h"
+#include "server/runner/answers.h"
 #include "server/runner/model_runner.h"
-#include "server/runner/sampling.h"
 
 namespace nibble {
 namespace {
 
 // Rows whose logits stand in memory at once.
 constexpr int64_t kLogitRows = 256;
-
-// One row of logits that a sequence needs, and what for.
-struct WantedRow {
-  int64_t row = 0;                // of the batch
-  size_t sequence = 0;            // index in the step
-  std::optional<int32_t> target;  // score this token
-  bool sample = false;
-};
-
-std::vector<WantedRow> WantedRows(const StepInputs& inputs) {
-  std::vector<WantedRow> wanted;
-  int64_t first = 0;
-  for (size_t s = 0; s < inputs.sequences.size(); ++s) {
-    const SequenceInput& sequence = inputs.sequences[s];
-    const int64_t length = static_cast<int64_t>(sequence.tokens.size());
-    for (int64_t i = 0; i + 1 < length && sequence.score_prompt; ++i) {
-      wanted.push_back({first + i, s, sequence.tokens[i + 1], false});
-    }
-    WantedRow last{first + length - 1, s, std::nullopt, sequence.sample};
-    if (sequence.score_prompt) last.target = sequence.score_next;
-    if (last.target || last.sample) wanted.push_back(last);
-    first += length;
-  }
-  return wanted;
-}
 
 Batch MakeBatch(const StepInputs& inputs) {
   Batch batch;
@@ -74,7 +48,8 @@ class LocalRunner : public ModelRunner {
   absl::StatusOr<StepOutputs> Step(const StepInputs& inputs) override {
     return CatchTorch([&]() -> absl::StatusOr<StepOutputs> {
       const c10::InferenceMode inference;
-      const at::Tensor hidden = decoder_->Forward(MakeBatch(inputs), &cache_);
+      const Batch batch = MakeBatch(inputs);
+      const at::Tensor hidden = decoder_->Forward(batch, &cache_);
       StepOutputs outputs;
       for (const SequenceInput& sequence : inputs.sequences) {
         outputs.sequences.emplace_back().sequence = sequence.sequence;
@@ -83,45 +58,28 @@ class LocalRunner : public ModelRunner {
       const int64_t count = static_cast<int64_t>(wanted.size());
       for (int64_t begin = 0; begin < count; begin += kLogitRows) {
         const int64_t rows = std::min(kLogitRows, count - begin);
-        NIBBLE_RETURN_IF_ERROR(
-            Answer(inputs, hidden, absl::MakeConstSpan(wanted).subspan(begin, rows), outputs));
+        NIBBLE_RETURN_IF_ERROR(Answer(
+            inputs, batch, hidden, absl::MakeConstSpan(wanted).subspan(begin, rows), outputs));
       }
       return outputs;
     });
   }
 
  private:
-  absl::Status Answer(const StepInputs& inputs, const at::Tensor& hidden,
+  absl::Status Answer(const StepInputs& inputs, const Batch& batch, const at::Tensor& hidden,
                       absl::Span<const WantedRow> wanted, StepOutputs& outputs) const {
     std::vector<int64_t> rows;
-    for (const WantedRow& row : wanted) rows.push_back(row.row);
-    const at::Tensor logits = decoder_->Logits(hidden, rows).contiguous();
-    if (!std::isfinite(logits.sum(at::kDouble).item<double>())) {
-      return absl::InternalError("logits: found NaN or infinities, expected finite numbers");
+    for (const WantedRow& row : wanted) {
+      rows.push_back(batch.segments[row.sequence].first_row + row.token);
     }
+    const at::Tensor logits = decoder_->Logits(hidden, rows).contiguous();
     const int64_t vocab = logits.size(1);
     for (size_t i = 0; i < wanted.size(); ++i) {
-      const absl::Span<float> row(logits.data_ptr<float>() + static_cast<int64_t>(i) * vocab,
-                                  vocab);
-      const SequenceInput& input = inputs.sequences[wanted[i].sequence];
-      SequenceOutput& output = outputs.sequences[wanted[i].sequence];
-      if (wanted[i].target) {
-        output.prompt_logprobs.push_back(
-            Logprob(row, *wanted[i].target, std::max(input.prompt_top_logprobs, 0)));
-      }
-      if (wanted[i].sample) Sample(input, row, output);
+      float* const row = logits.data_ptr<float>() + static_cast<int64_t>(i) * vocab;
+      NIBBLE_RETURN_IF_ERROR(
+          AnswerRow(inputs, wanted[i], {row, static_cast<size_t>(vocab)}, outputs));
     }
     return absl::OkStatus();
-  }
-
-  static void Sample(const SequenceInput& input, absl::Span<float> logits, SequenceOutput& output) {
-    if (input.top_logprobs < 0) {
-      output.token = ChooseToken(input, logits);
-      return;
-    }
-    std::vector<float> raw(logits.begin(), logits.end());
-    output.token = ChooseToken(input, logits);
-    output.logprob = Logprob(raw, *output.token, input.top_logprobs);
   }
 
   const std::unique_ptr<Decoder> decoder_;

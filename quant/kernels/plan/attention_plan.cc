@@ -15,6 +15,11 @@ constexpr int32_t kMultiprocessors = 132;  // of an H100 or H200: how much work 
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Of a decode sequence: as many as fill the device.
+int64_t MostChunks(int32_t kv_heads) {
+  return std::clamp<int64_t>(CeilDiv(kMultiprocessors, kv_heads), 16, 64);
+}
+
 int32_t TileRows(AttentionRegime regime) { return regime == AttentionRegime::kDecode ? 16 : 128; }
 
 int64_t Tiles(const AttentionLimits& limits, const AttentionSequence& sequence) {
@@ -220,8 +225,12 @@ absl::StatusOr<AttentionPlan> PlanAttention(const AttentionLimits& limits,
 }
 
 int32_t DecodeChunk(int32_t length, int32_t kv_heads) {
-  const int64_t most = std::clamp<int64_t>(CeilDiv(kMultiprocessors, kv_heads), 16, 64);
-  return static_cast<int32_t>(CeilDiv(CeilDiv(length, most), kChunkStep) * kChunkStep);
+  return static_cast<int32_t>(
+      CeilDiv(CeilDiv(length, MostChunks(kv_heads)), kChunkStep) * kChunkStep);
+}
+
+int32_t MostDecodeChunks(int64_t context, int32_t kv_heads) {
+  return static_cast<int32_t>(std::min(MostChunks(kv_heads), CeilDiv(context, kChunkStep)));
 }
 
 }  // namespace nibble

@@ -80,5 +80,7 @@ absl::StatusOr<AttentionPlan> PlanAttention(const AttentionLimits& limits,
 // Keys in a chunk of a decode sequence: 128, or as many more, in steps of 128, as leave 64 chunks
 // (16 where the key heads alone fill the device).
 int32_t DecodeChunk(int32_t length, int32_t kv_heads);
+// The most chunks of a decode sequence of up to `context` keys.
+int32_t MostDecodeChunks(int64_t context, int32_t kv_heads);
 
 }  // namespace nibble

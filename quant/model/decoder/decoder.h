@@ -32,6 +32,7 @@ struct LayerLinear {
   InputGroup input;
   LinearWeights weights;
   std::optional<ActivationSpec> activation;  // how its input is rounded; absent: not at all
+  std::optional<QuantizedMatrix> matrix;     // Purpose::kPrepare: instead of weights.weight
 };
 
 struct DecoderLayer {
@@ -51,9 +52,10 @@ struct DecoderEnds {
   LinearWeights head;                        // [vocab, embed_dim]; the embedding when tied
 };
 
-// What a model is loaded for: to be quantized (linears hold true values) or run (on a CPU they are
-// arranged for its kernels, and nothing is dequantized).
-enum class Purpose { kQuantize, kRun };
+// What a model is loaded for: to be quantized (linears hold true values), to be run (on a CPU they
+// are arranged for its kernels, and nothing is dequantized), or to be prepared for a GPU's fused
+// kernels (quantized linears are matrices in host memory).
+enum class Purpose { kQuantize, kRun, kPrepare };
 
 // Opens a checkpoint or artifact folder and builds its parts on demand, on one device. An artifact
 // is recognised by its nibble.json. FAILED_PRECONDITION for a device that is not there.
@@ -86,7 +88,7 @@ class DecoderLoader {
   ModelConfig config_;
   Compute compute_ = Compute::kF32;
   Device device_;
-  bool arrange_ = false;
+  Purpose purpose_ = Purpose::kQuantize;
   std::unique_ptr<TensorSource> tensors_;
   std::optional<ArtifactSpec> artifact_;
   std::unique_ptr<const Rotation> rotation_;
@@ -100,6 +102,9 @@ struct Batch {
   std::vector<int32_t> tokens;
   std::vector<Segment> segments;  // cover the tokens in order
 };
+
+// Angle per position of each pair of a head's channels, any scaling applied: f32 [head_dim / 2].
+at::Tensor RotaryFrequencies(const ModelConfig& config);
 
 // Per-token rotary angles, computed once per batch. Undefined for OPT.
 struct Rotary {

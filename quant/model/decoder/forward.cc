@@ -33,18 +33,6 @@ double ScaleFrequency(const Llama3RopeScaling& scaling, double frequency) {
   return (1 - smooth) * frequency / scaling.factor + smooth * frequency;
 }
 
-// Angle per position of each pair of a head's channels: f32 [head_dim / 2].
-at::Tensor RotaryFrequencies(const ModelConfig& config) {
-  std::vector<float> frequencies;
-  for (int64_t i = 0; i < config.head_dim / 2; ++i) {
-    const double exponent = 2.0 * static_cast<double>(i) / static_cast<double>(config.head_dim);
-    double frequency = std::pow(config.rope_theta, -exponent);
-    if (config.rope_scaling) frequency = ScaleFrequency(*config.rope_scaling, frequency);
-    frequencies.push_back(static_cast<float>(frequency));
-  }
-  return at::tensor(frequencies, at::kFloat);
-}
-
 // The outputs of all linears of one group, in the layer's order. `norm` null: x is the input.
 std::vector<at::Tensor> RunGroup(const DecoderLayer& layer, InputGroup group,
                                  const NormWeights* norm, const at::Tensor& x,
@@ -102,6 +90,17 @@ at::Tensor Activate(const ModelConfig& config, const std::vector<at::Tensor>& up
 }
 
 }  // namespace
+
+at::Tensor RotaryFrequencies(const ModelConfig& config) {
+  std::vector<float> frequencies;
+  for (int64_t i = 0; i < config.head_dim / 2; ++i) {
+    const double exponent = 2.0 * static_cast<double>(i) / static_cast<double>(config.head_dim);
+    double frequency = std::pow(config.rope_theta, -exponent);
+    if (config.rope_scaling) frequency = ScaleFrequency(*config.rope_scaling, frequency);
+    frequencies.push_back(static_cast<float>(frequency));
+  }
+  return at::tensor(frequencies, at::kFloat);
+}
 
 // The angles are computed on the CPU, so that every device turns by the same ones, and one by one:
 // LibTorch's cosine of an angle differs in its last bit with its place in a tensor.

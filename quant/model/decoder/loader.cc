@@ -133,15 +133,18 @@ bool IsExcluded(const ArtifactSpec& artifact, const std::string& name) {
 
 absl::StatusOr<LayerLinear> ReadLinear(const ModelConfig& config, const LinearInfo& linear,
                                        const TensorSource& tensors, const TensorReader& reader,
-                                       const std::optional<ArtifactSpec>& artifact, bool arrange) {
+                                       const std::optional<ArtifactSpec>& artifact,
+                                       Purpose purpose) {
   const auto& [name, input, layer, rows, cols] = linear;
-  LayerLinear out{name, input, {}, std::nullopt};
+  LayerLinear out{.name = name, .input = input};
   const bool quantized = artifact && !IsExcluded(*artifact, name);
   std::optional<QuantizedMatrix> matrix;
   if (quantized && artifact->weights) {
     NIBBLE_ASSIGN_OR_RETURN(matrix,
                             ReadQuantizedMatrix(tensors, name, *artifact->weights, rows, cols));
-    if (!arrange) out.weights.weight = Dequantize(*matrix, reader.options());
+    if (purpose == Purpose::kQuantize) {
+      out.weights.weight = Dequantize(*matrix, reader.options());
+    }
   } else {
     NIBBLE_ASSIGN_OR_RETURN(out.weights.weight, reader.Read(StrCat(name, ".weight"), {rows, cols}));
   }
@@ -154,28 +157,29 @@ absl::StatusOr<LayerLinear> ReadLinear(const ModelConfig& config, const LinearIn
   if (HasBias(config, input)) {
     NIBBLE_ASSIGN_OR_RETURN(out.weights.bias, reader.Read(StrCat(name, ".bias"), {rows}));
   }
-  if (arrange) Arrange(matrix ? &*matrix : nullptr, out.weights);
+  if (purpose == Purpose::kRun) Arrange(matrix ? &*matrix : nullptr, out.weights);
+  if (purpose == Purpose::kPrepare) out.matrix = std::move(matrix);
   return out;
 }
 
 // A weight outside the layers.
 absl::StatusOr<LinearWeights> ReadEnd(const TensorReader& reader, const std::string& name,
-                                      const std::vector<int64_t>& shape, bool arrange) {
+                                      const std::vector<int64_t>& shape, Purpose purpose) {
   LinearWeights end;
   NIBBLE_ASSIGN_OR_RETURN(end.weight, reader.Read(name, shape));
-  if (arrange) Arrange(nullptr, end);
+  if (purpose == Purpose::kRun) Arrange(nullptr, end);
   return end;
 }
 
 absl::Status ReadOptEnds(const ModelConfig& config, const std::string& prefix,
-                         const TensorReader& reader, bool arrange, DecoderEnds& ends) {
+                         const TensorReader& reader, Purpose purpose, DecoderEnds& ends) {
   NIBBLE_ASSIGN_OR_RETURN(ends.positions, reader.Read(StrCat(prefix, "embed_positions.weight"),
                                                       {config.context + 2, config.hidden}));
   if (config.embed_dim != config.hidden) {
     NIBBLE_ASSIGN_OR_RETURN(ends.project_in, ReadEnd(reader, StrCat(prefix, "project_in.weight"),
-                                                     {config.hidden, config.embed_dim}, arrange));
+                                                     {config.hidden, config.embed_dim}, purpose));
     NIBBLE_ASSIGN_OR_RETURN(ends.project_out, ReadEnd(reader, StrCat(prefix, "project_out.weight"),
-                                                      {config.embed_dim, config.hidden}, arrange));
+                                                      {config.embed_dim, config.hidden}, purpose));
   }
   return absl::OkStatus();
 }
@@ -193,7 +197,8 @@ absl::StatusOr<std::unique_ptr<DecoderLoader>> DecoderLoader::Open(
   NIBBLE_ASSIGN_OR_RETURN(loader->tensors_, TensorSource::Open(folder));
   loader->compute_ = compute;
   loader->device_ = device;
-  loader->arrange_ = purpose == Purpose::kRun && !device.is_cuda();
+  // Decoder multiplies true values on a GPU.
+  loader->purpose_ = purpose == Purpose::kRun && device.is_cuda() ? Purpose::kQuantize : purpose;
   return loader;
 }
 
@@ -240,7 +245,7 @@ absl::StatusOr<DecoderLayer> DecoderLoader::LoadLayer(int64_t index) const {
     NIBBLE_ASSIGN_OR_RETURN(layer.mlp_norm, reader.ReadNorm(config_, mlp));
     for (const LinearInfo& linear : LayerLinears(config_, prefix, index)) {
       NIBBLE_ASSIGN_OR_RETURN(LayerLinear read,
-                              ReadLinear(config_, linear, *tensors_, reader, artifact_, arrange_));
+                              ReadLinear(config_, linear, *tensors_, reader, artifact_, purpose_));
       layer.linears.push_back(std::move(read));
     }
     return layer;
@@ -255,14 +260,14 @@ absl::StatusOr<DecoderEnds> DecoderLoader::LoadEnds() const {
     const int64_t width = opt ? config_.embed_dim : config_.hidden;
     DecoderEnds ends;
     NIBBLE_ASSIGN_OR_RETURN(ends.embedding, ReadEnd(reader, StrCat(prefix, "embed_tokens.weight"),
-                                                    {config_.vocab, width}, arrange_));
+                                                    {config_.vocab, width}, purpose_));
     if (config_.tied_embeddings) {
       ends.head = ends.embedding;
     } else {
       NIBBLE_ASSIGN_OR_RETURN(ends.head,
-                              ReadEnd(reader, "lm_head.weight", {config_.vocab, width}, arrange_));
+                              ReadEnd(reader, "lm_head.weight", {config_.vocab, width}, purpose_));
     }
-    if (opt) NIBBLE_RETURN_IF_ERROR(ReadOptEnds(config_, prefix, reader, arrange_, ends));
+    if (opt) NIBBLE_RETURN_IF_ERROR(ReadOptEnds(config_, prefix, reader, purpose_, ends));
     if (config_.final_norm) {
       NIBBLE_ASSIGN_OR_RETURN(ends.norm,
                               reader.ReadNorm(config_, FinalNorm(config_.family, prefix)));
