@@ -26,8 +26,8 @@ at::Tensor RoundRowsOnCuda(const ActivationSpec& spec, const at::Tensor& x) {
     ThrowIfError(RoundActivationRows(spec, rows.const_data_ptr<float>(), tokens, width,
                                      rounded.mutable_data_ptr<float>(), scope.stream()));
   } else {
-    ThrowIfError(RoundActivationRows(spec, Bf16(rows), tokens, width, MutableBf16(rounded),
-                                     scope.stream()));
+    ThrowIfError(
+        RoundActivationRows(spec, Bf16(rows), tokens, width, MutableBf16(rounded), scope.stream()));
   }
   return rounded;
 }

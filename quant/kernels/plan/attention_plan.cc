@@ -225,8 +225,8 @@ absl::StatusOr<AttentionPlan> PlanAttention(const AttentionLimits& limits,
 }
 
 int32_t DecodeChunk(int32_t length, int32_t kv_heads) {
-  return static_cast<int32_t>(
-      CeilDiv(CeilDiv(length, MostChunks(kv_heads)), kChunkStep) * kChunkStep);
+  return static_cast<int32_t>(CeilDiv(CeilDiv(length, MostChunks(kv_heads)), kChunkStep) *
+                              kChunkStep);
 }
 
 int32_t MostDecodeChunks(int64_t context, int32_t kv_heads) {

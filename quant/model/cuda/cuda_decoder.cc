@@ -189,9 +189,9 @@ class Impl : public CudaDecoder {
     }
     const int64_t blocks = std::min<int64_t>(room / block, INT32_MAX / kKvBlockSize);
     if (room > 0 && blocks > 0) return blocks;
-    return absl::ResourceExhaustedError(
-        StrCat("KV cache: found room for ", room, " bytes, expected at least the ", block,
-               " of one block of this model"));
+    return absl::ResourceExhaustedError(StrCat("KV cache: found room for ", room,
+                                               " bytes, expected at least the ", block,
+                                               " of one block of this model"));
   }
 
   static constexpr int64_t kLogitRows = 256;
@@ -203,14 +203,14 @@ class Impl : public CudaDecoder {
   CudaCache cache_;
   std::optional<DecodeGraphs> graphs_;
   Facts facts_;
-  at::Tensor states_;               // of the last Run
+  at::Tensor states_;              // of the last Run
   std::vector<size_t> first_row_;  // of each of its sequences
 };
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<CudaDecoder>> CudaDecoder::Load(
-    const std::filesystem::path& folder, const CudaDecoderOptions& options) {
+absl::StatusOr<std::unique_ptr<CudaDecoder>> CudaDecoder::Load(const std::filesystem::path& folder,
+                                                               const CudaDecoderOptions& options) {
   NIBBLE_ASSIGN_OR_RETURN(
       const std::unique_ptr<DecoderLoader> loader,
       DecoderLoader::Open(folder, Compute::kBf16, options.device, Purpose::kPrepare));

@@ -17,11 +17,11 @@ namespace nibble {
 
 struct CudaDecoderOptions {
   Device device = {Device::Type::kCuda, 0};
-  bool e4m3_cache = false;      // keys and values in 8 bits instead of bf16
+  bool e4m3_cache = false;       // keys and values in 8 bits instead of bf16
   double memory_fraction = 0.9;  // of the device's memory, for weights, cache and all else
-  int64_t kv_bytes = 0;         // the cache's, instead of what memory_fraction leaves; 0: that
-  int64_t max_tokens = 2048;    // of a step
-  int32_t max_sequences = 256;  // of a step
+  int64_t kv_bytes = 0;          // the cache's, instead of what memory_fraction leaves; 0: that
+  int64_t max_tokens = 2048;     // of a step
+  int32_t max_sequences = 256;   // of a step
 };
 
 class CudaDecoder {
@@ -33,11 +33,11 @@ class CudaDecoder {
 
   struct Facts {
     int64_t weight_bytes = 0;
-    int32_t blocks = 0;       // of the cache
-    int32_t block_size = 0;   // positions of each
-    int64_t cache_bytes = 0;  // of all of them
-    int64_t graphs = 0;       // captured
-    int64_t graph_bytes = 0;  // of device memory
+    int32_t blocks = 0;             // of the cache
+    int32_t block_size = 0;         // positions of each
+    int64_t cache_bytes = 0;        // of all of them
+    int64_t graphs = 0;             // captured
+    int64_t graph_bytes = 0;        // of device memory
     int64_t true_value_groups = 0;  // of linears that no fast kernel takes, of all
     int64_t groups = 0;
   };

@@ -65,8 +65,7 @@ class StepForward {
   cudaStream_t stream() const { return scope_.stream(); }
 
   void AddPart(const AttentionPlan& plan, int64_t image, int64_t first_token) {
-    const int64_t bytes =
-        AttentionWorkspaceBytes(plan.limits, static_cast<int>(config_.head_dim));
+    const int64_t bytes = AttentionWorkspaceBytes(plan.limits, static_cast<int>(config_.head_dim));
     parts_.push_back({plan, step_.image + image, first_token,
                       at::empty({bytes}, at::TensorOptions(at::kByte).device(model_.device))});
   }
@@ -84,10 +83,9 @@ class StepForward {
     const int64_t width = model_.embedding.size(1);
     hidden_ = MakeValues(tokens_, width, model_.device).values;
     const bool learned = model_.positions.defined();
-    const PositionTable table = {
-        .rows = learned ? Bf16(model_.positions) : nullptr,
-        .positions = step_.image + at_.positions,
-        .count = learned ? model_.positions.size(0) : 0};
+    const PositionTable table = {.rows = learned ? Bf16(model_.positions) : nullptr,
+                                 .positions = step_.image + at_.positions,
+                                 .count = learned ? model_.positions.size(0) : 0};
     const bool direct = !model_.project_in.defined();
     ThrowIfError(Embed(Bf16(model_.embedding), config_.vocab, width, step_.image + at_.ids,
                        learned && direct ? &table : nullptr, tokens_, MutableBf16(hidden_),
@@ -149,24 +147,24 @@ class StepForward {
     for (const AttentionPart& part : parts_) {
       const int64_t first = part.first_token;
       const AttentionImage image(part.plan.limits);
-      const QkvTokens step = {
-          .qkv = Bf16(qkv) + first * qkv.size(1),
-          .positions = part.image + image.positions,
-          .slots = part.image + image.slots,
-          .frequencies = model_.frequencies.defined() ? model_.frequencies.const_data_ptr<float>()
-                                                      : nullptr,
-          .tokens = part.plan.tokens,
-          .heads = static_cast<int>(config_.heads)};
+      const QkvTokens step = {.qkv = Bf16(qkv) + first * qkv.size(1),
+                              .positions = part.image + image.positions,
+                              .slots = part.image + image.slots,
+                              .frequencies = model_.frequencies.defined()
+                                                 ? model_.frequencies.const_data_ptr<float>()
+                                                 : nullptr,
+                              .tokens = part.plan.tokens,
+                              .heads = static_cast<int>(config_.heads)};
       ThrowIfError(RotateAndAppend(step, kv, MutableBf16(q) + first * row, stream()));
       const AttentionCall call = {.plan = part.plan,
                                   .image = part.image,
                                   .kv = kv,
                                   .q = Bf16(q) + first * row,
                                   .workspace = part.workspace.data_ptr()};
-      ThrowIfError(next.takes_codes()
-                       ? AttendQuantize(call, Codes(x, first), Scales(x, first), stream())
-                       : nibble::Attend(call, MutableBf16(x.values) + first * next.cols(),
-                                        stream()));
+      ThrowIfError(
+          next.takes_codes()
+              ? AttendQuantize(call, Codes(x, first), Scales(x, first), stream())
+              : nibble::Attend(call, MutableBf16(x.values) + first * next.cols(), stream()));
     }
     return x;
   }
@@ -178,8 +176,8 @@ class StepForward {
       ThrowIfError((silu ? SiluMulQuantize : ReluQuantize)(Bf16(up), tokens_, next.cols(), Codes(x),
                                                            Scales(x), stream()));
     } else {
-      ThrowIfError((silu ? SiluMul : Relu)(Bf16(up), tokens_, next.cols(), MutableBf16(x.values),
-                                           stream()));
+      ThrowIfError(
+          (silu ? SiluMul : Relu)(Bf16(up), tokens_, next.cols(), MutableBf16(x.values), stream()));
     }
     return x;
   }

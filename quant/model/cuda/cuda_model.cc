@@ -132,9 +132,9 @@ CudaCache MakeCudaCache(const CudaModel& model, KvFormat format, int64_t blocks)
   CudaCache cache{.format = format};
   for (int64_t i = 0; i < config.layers; ++i) {
     for (std::vector<at::Tensor>* part : {&cache.k, &cache.v}) {
-      part->push_back(at::zeros({blocks, kKvBlockSize, config.kv_heads,
-                                 StoredHeadDim(static_cast<int>(config.head_dim))},
-                                options));
+      part->push_back(at::zeros(
+          {blocks, kKvBlockSize, config.kv_heads, StoredHeadDim(static_cast<int>(config.head_dim))},
+          options));
     }
   }
   return cache;

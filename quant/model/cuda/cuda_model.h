@@ -65,8 +65,8 @@ struct CudaStep {
 };
 
 // Runs the step's tokens; their keys and values go to the cache. Returns the hidden states after
-// the final norm: bf16 [tokens, hidden]. Queued on the current stream, allocates by LibTorch; may be
-// captured. Errors are thrown.
+// the final norm: bf16 [tokens, hidden]. Queued on the current stream, allocates by LibTorch; may
+// be captured. Errors are thrown.
 at::Tensor RunStep(const CudaModel& model, const CudaStep& step, const CudaCache& cache,
                    const at::Tensor& workspace);
 

@@ -67,12 +67,11 @@ absl::StatusOr<DecodeGraphs> DecodeGraphs::Capture(const CudaModel& model, const
   DecodeGraphs graphs;
   at::cuda::MempoolId_t pool = at::cuda::graph_pool_handle();
   for (const int32_t batch : GraphBatches(max_sequences)) {
-    for (const int32_t chunks : GraphChunks(model.attention_shape().kv_heads,
-                                            model.config.context)) {
+    for (const int32_t chunks :
+         GraphChunks(model.attention_shape().kv_heads, model.config.context)) {
       const StepLimits limits =
           DecodeLimits(model.attention_shape(), batch, chunks, model.config.context);
-      NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<DecodeGraph> graph,
-                              MakeGraph(limits, model.device));
+      NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<DecodeGraph> graph, MakeGraph(limits, model.device));
       NIBBLE_ASSIGN_OR_RETURN(const StepPlan empty, PlanStep(limits, {}, Ints(graph->image)));
       const CudaStep step = {.plan = empty.Padded(),
                              .image = graph->device_image.const_data_ptr<int32_t>()};
@@ -100,8 +99,7 @@ absl::StatusOr<DecodeGraph*> DecodeGraphs::Plan(absl::Span<const CudaSequence> s
   }
   for (const std::unique_ptr<DecodeGraph>& graph : graphs_) {
     if (graph->limits.tokens < static_cast<int64_t>(drawn.size())) continue;
-    const absl::Status planned =
-        PlanStep(graph->limits, drawn, Ints(graph->image)).status();
+    const absl::Status planned = PlanStep(graph->limits, drawn, Ints(graph->image)).status();
     if (planned.ok()) return graph.get();
     if (!absl::IsResourceExhausted(planned)) return planned;
   }

@@ -1,6 +1,6 @@
 // Decode steps as CUDA graphs: captured at load for a ladder of batch sizes and amounts of
-// attention work, replayed for any step that fits. A graph holds everything of its step: the copy of
-// its image, the forward, the logits, the draw and the copy of the tokens back.
+// attention work, replayed for any step that fits. A graph holds everything of its step: the copy
+// of its image, the forward, the logits, the draw and the copy of the tokens back.
 #pragma once
 
 #include <ATen/cuda/CUDAGraph.h>

@@ -77,8 +77,8 @@ absl::StatusOr<std::optional<LinearGroup>> LinearGroup::Prepare(
   }
   NIBBLE_RETURN_IF_ERROR(bytes.status());
   const CudaScope scope(device);
-  group.memory_ = at::empty({static_cast<int64_t>(*bytes)},
-                            at::TensorOptions(at::kByte).device(device));
+  group.memory_ =
+      at::empty({static_cast<int64_t>(*bytes)}, at::TensorOptions(at::kByte).device(device));
   NIBBLE_ASSIGN_OR_RETURN(group.prepared_,
                           w4a8::Prepare(segments, group.memory_.data_ptr(), scope.stream()));
   return group;

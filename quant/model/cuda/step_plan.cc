@@ -13,7 +13,8 @@ constexpr int32_t kRowInts = sizeof(SamplingRow) / sizeof(int32_t);
 // Fewest keys in a chunk, by regime (attention_plan.cc).
 constexpr int64_t kDecodeKeys = 128;
 constexpr int64_t kPrefillKeys = 512;
-// Prefill's partial results of a step, unless its tokens alone are more: 128 MiB at 32 heads of 128.
+// Prefill's partial results of a step, unless its tokens alone are more: 128 MiB at 32 heads of
+// 128.
 constexpr int64_t kPartials = 8192;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -171,12 +172,10 @@ absl::StatusOr<StepPlan> PlanStep(const StepLimits& limits,
   const absl::Span<const CudaSequence* const> all = ordered;
   const auto attention = [&](const std::optional<AttentionLimits>& part, int64_t begin,
                              absl::Span<const CudaSequence* const> of) {
-    return PlanAttention(*part, ForAttention(of),
-                         image.subspan(begin, AttentionImage(*part).end));
+    return PlanAttention(*part, ForAttention(of), image.subspan(begin, AttentionImage(*part).end));
   };
   if (limits.decode) {
-    NIBBLE_ASSIGN_OR_RETURN(plan.decode,
-                            attention(limits.decode, at.decode, all.first(decodes)));
+    NIBBLE_ASSIGN_OR_RETURN(plan.decode, attention(limits.decode, at.decode, all.first(decodes)));
   }
   if (limits.prefill) {
     NIBBLE_ASSIGN_OR_RETURN(plan.prefill,

@@ -1,6 +1,6 @@
 // Times decode and prefill steps of a runner on one GPU: random weights in a true shape
-// (synthetic_model.h), rounded to nearest. What the weights are does not change the speed. A step is
-// everything between StepInputs and StepOutputs: planning, copies, kernels.
+// (synthetic_model.h), rounded to nearest. What the weights are does not change the speed. A step
+// is everything between StepInputs and StepOutputs: planning, copies, kernels.
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
@@ -75,8 +75,7 @@ absl::Status Time(ModelRunner& runner, const Options& options, int64_t batch, in
   }
   const double median = Median(seconds);
   std::printf("%-8s %6" PRId64 " x %5" PRId64 " at %6" PRId64 ": %9.3f ms, %10.0f tokens/s\n", what,
-              batch, length, position, 1e3 * median,
-              static_cast<double>(batch * length) / median);
+              batch, length, position, 1e3 * median, static_cast<double>(batch * length) / median);
   std::fflush(stdout);
   return absl::OkStatus();
 }
@@ -88,11 +87,10 @@ absl::Status MakeArtifact(Options& options) {
   options.artifact = options.folder / "artifact";
   fs::remove_all(options.folder);
   NIBBLE_RETURN_IF_ERROR(WriteSyntheticModel(shape, model));
-  NIBBLE_RETURN_IF_ERROR(
-      QuantizeModel(
-          spec, model, options.artifact, [](const Progress&) { return absl::OkStatus(); },
-          {Device::Type::kCuda, 0})
-          .status());
+  NIBBLE_RETURN_IF_ERROR(QuantizeModel(spec, model, options.artifact,
+                                       [](const Progress&) { return absl::OkStatus(); },
+                                       {Device::Type::kCuda, 0})
+                             .status());
   fs::remove_all(model);
   return absl::OkStatus();
 }
@@ -136,7 +134,8 @@ absl::Status Run(Options options) {
 int main(int argc, char** argv) {
   nibble::Options options;
   CLI::App app("Times decode and prefill steps of a model in true shape on one GPU");
-  app.add_option("--shape", options.shape, "llama-3b, llama-7b, llama-13b, llama-3-8b, opt-1.3b, ..");
+  app.add_option("--shape", options.shape,
+                 "llama-3b, llama-7b, llama-13b, llama-3-8b, opt-1.3b, ..");
   app.add_option("--scheme", options.scheme, "As scheme.h says");
   app.add_option("--artifact", options.artifact, "This one instead of one made of random weights");
   app.add_option("--folder", options.folder, "Where the artifact is made; emptied");
