@@ -8,6 +8,7 @@
 #include "quant/base/status_macros.h"
 #include "quant/kernels/cuda/attention.h"
 #include "quant/kernels/cuda/attention_merge.h"
+#include "quant/kernels/cuda/decode_attention.h"
 #include "quant/kernels/cuda/overlap.cuh"
 
 namespace nibble {
@@ -28,28 +29,16 @@ struct Parameters : flashinfer::BatchPrefillPagedParams<__nv_bfloat16, Kv, float
   __device__ uint32_t get_kv_len(uint32_t sequence) const { return lengths[sequence]; }
 };
 
-// A tile's warps and its 16-key steps: prefill has 4 warps of 32 rows, decode one row of 16 with 4
-// warps along the keys, two steps each so that three blocks share a multiprocessor's memory.
-template <AttentionRegime kRegime, class Kv>
-struct Tile;
-template <class Kv>
-struct Tile<AttentionRegime::kPrefill, Kv> {
-  static constexpr int kRows = 128;
-  static constexpr int kSteps = 4;
-};
-template <class Kv>
-struct Tile<AttentionRegime::kDecode, Kv> {
-  static constexpr int kRows = 16;
-  static constexpr int kSteps = 2;
-};
+// Four warps of 32 rows, 64 keys at a time.
+constexpr int kTileRows = 128;
+constexpr int kTileSteps = 4;
 
-template <AttentionRegime kRegime, class Kv, int kDim>
+template <class Kv, int kDim>
 using Traits = flashinfer::KernelTraits<
-    flashinfer::MaskMode::kCausal, Tile<kRegime, Kv>::kRows,
-    flashinfer::get_num_mma_q(Tile<kRegime, Kv>::kRows), Tile<kRegime, Kv>::kSteps, kDim / 16,
-    kDim / 16, flashinfer::get_num_warps_q(Tile<kRegime, Kv>::kRows),
-    flashinfer::get_num_warps_kv(Tile<kRegime, Kv>::kRows), flashinfer::PosEncodingMode::kNone,
-    __nv_bfloat16, Kv, float, float, int32_t,
+    flashinfer::MaskMode::kCausal, kTileRows, flashinfer::get_num_mma_q(kTileRows), kTileSteps,
+    kDim / 16, kDim / 16, flashinfer::get_num_warps_q(kTileRows),
+    flashinfer::get_num_warps_kv(kTileRows), flashinfer::PosEncodingMode::kNone, __nv_bfloat16, Kv,
+    float, float, int32_t,
     flashinfer::DefaultAttention</*custom mask=*/false, /*window=*/false, /*soft cap=*/false,
                                  /*alibi=*/false>,
     flashinfer::kPrefillLauncherRepacksFp4>;
@@ -89,10 +78,10 @@ Parameters<Kv> MakeParameters(const AttentionCall& call, const PartialResults& p
   return p;
 }
 
-template <AttentionRegime kRegime, class Kv, int kDim>
+template <class Kv, int kDim>
 absl::Status LaunchTiles(const AttentionCall& call, const PartialResults& partials,
                          cudaStream_t stream) {
-  using KernelTraits = Traits<kRegime, Kv, kDim>;
+  using KernelTraits = Traits<Kv, kDim>;
   static_assert(!KernelTraits::IsInvalid());
   const auto kernel = flashinfer::BatchPrefillWithPagedKVCacheKernel</*SAME_KV_STRIDES=*/true,
                                                                      KernelTraits, Parameters<Kv>>;
@@ -106,20 +95,11 @@ absl::Status LaunchTiles(const AttentionCall& call, const PartialResults& partia
                           MakeParameters<Kv>(call, partials));
 }
 
-template <AttentionRegime kRegime, class Kv>
+template <class Kv>
 absl::Status LaunchForDim(const AttentionCall& call, const PartialResults& partials,
                           cudaStream_t stream) {
-  return StoredHeadDim(call.kv.head_dim) == 64
-             ? LaunchTiles<kRegime, Kv, 64>(call, partials, stream)
-             : LaunchTiles<kRegime, Kv, 128>(call, partials, stream);
-}
-
-template <AttentionRegime kRegime>
-absl::Status LaunchForKv(const AttentionCall& call, const PartialResults& partials,
-                         cudaStream_t stream) {
-  return call.kv.format == KvFormat::kBf16
-             ? LaunchForDim<kRegime, __nv_bfloat16>(call, partials, stream)
-             : LaunchForDim<kRegime, __nv_fp8_e4m3>(call, partials, stream);
+  return StoredHeadDim(call.kv.head_dim) == 64 ? LaunchTiles<Kv, 64>(call, partials, stream)
+                                               : LaunchTiles<Kv, 128>(call, partials, stream);
 }
 
 absl::Status Check(const AttentionCall& call) {
@@ -139,9 +119,11 @@ absl::Status Check(const AttentionCall& call) {
 absl::Status AttendPartially(const AttentionCall& call, const PartialResults& partials,
                              cudaStream_t stream) {
   if (call.plan.work == 0) return absl::OkStatus();
-  return call.plan.limits.regime == AttentionRegime::kDecode
-             ? LaunchForKv<AttentionRegime::kDecode>(call, partials, stream)
-             : LaunchForKv<AttentionRegime::kPrefill>(call, partials, stream);
+  if (call.plan.limits.regime == AttentionRegime::kDecode) {
+    return AttendDecode(call, partials, stream);
+  }
+  return call.kv.format == KvFormat::kBf16 ? LaunchForDim<__nv_bfloat16>(call, partials, stream)
+                                           : LaunchForDim<__nv_fp8_e4m3>(call, partials, stream);
 }
 
 PartialResults PartialsOf(const AttentionCall& call) {

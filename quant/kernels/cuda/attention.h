@@ -1,5 +1,5 @@
-// Causal grouped-query attention over the paged cache, for decode and chunked prefill, by
-// FlashInfer's kernels (Apache-2.0). Free of LibTorch; launchers queue on `stream` and don't wait.
+// Causal grouped-query attention over the paged cache: chunked prefill by FlashInfer's kernels
+// (Apache-2.0), decode by our own. Free of LibTorch; launchers queue on `stream` and don't wait.
 #pragma once
 
 #include <cuda_bf16.h>

@@ -9,7 +9,7 @@
 namespace nibble {
 namespace {
 
-// A chunk is a multiple of every kernel's step through the keys.
+// A prefill chunk is a multiple of its kernel's step through the keys.
 constexpr int32_t kChunkStep = 128;
 constexpr int32_t kMultiprocessors = 132;  // of an H100 or H200: how much work fills it
 
@@ -153,7 +153,7 @@ class ImageWriter {
 
   static absl::Span<uint8_t> ValidBytes(absl::Span<int32_t> image, const AttentionImage& at) {
     return {reinterpret_cast<uint8_t*>(image.data() + at.work_valid),
-            static_cast<size_t>(at.end - at.work_valid) * sizeof(int32_t)};
+            static_cast<size_t>(at.work_query - at.work_valid) * sizeof(int32_t)};
   }
 
   void AddWork(const AttentionSequence& sequence, int32_t chunk, int32_t chunks) {
@@ -164,6 +164,11 @@ class ImageWriter {
         image_[at_.work_chunk + work_] = i;
         image_[at_.work_keys + work_] = chunk;
         valid_[work_] = 1;
+        if (limits_.regime == AttentionRegime::kPrefill) continue;
+        image_[at_.work_query + work_] = tokens_ - sequence.queries;
+        image_[at_.work_queries + work_] = sequence.queries;
+        image_[at_.work_length + work_] = sequence.length;
+        image_[at_.work_page + work_] = pages_ + i * (chunk / limits_.page_size);
       }
     }
   }
@@ -200,6 +205,11 @@ AttentionImage::AttentionImage(const AttentionLimits& limits) : end(0) {
   work_chunk = take(limits.work);
   work_keys = take(limits.work);
   work_valid = take(CeilDiv(limits.work, 4));
+  const int64_t decode_work = limits.regime == AttentionRegime::kDecode ? limits.work : 0;
+  work_query = take(decode_work);
+  work_queries = take(decode_work);
+  work_length = take(decode_work);
+  work_page = take(decode_work);
 }
 
 absl::StatusOr<AttentionPlan> PlanAttention(const AttentionLimits& limits,
@@ -225,12 +235,12 @@ absl::StatusOr<AttentionPlan> PlanAttention(const AttentionLimits& limits,
 }
 
 int32_t DecodeChunk(int32_t length, int32_t kv_heads) {
-  return static_cast<int32_t>(CeilDiv(CeilDiv(length, MostChunks(kv_heads)), kChunkStep) *
-                              kChunkStep);
+  const int64_t keys = CeilDiv(length, MostChunks(kv_heads));
+  return static_cast<int32_t>(CeilDiv(keys, kDecodeChunkStep) * kDecodeChunkStep);
 }
 
 int32_t MostDecodeChunks(int64_t context, int32_t kv_heads) {
-  return static_cast<int32_t>(std::min(MostChunks(kv_heads), CeilDiv(context, kChunkStep)));
+  return static_cast<int32_t>(std::min(MostChunks(kv_heads), CeilDiv(context, kDecodeChunkStep)));
 }
 
 }  // namespace nibble

@@ -58,6 +58,11 @@ struct AttentionImage {
   int64_t work_chunk;        // [work] of its sequence's keys
   int64_t work_keys;         // [work] keys in a full chunk
   int64_t work_valid;        // [work] bytes, 1 where there is work
+  // Decode regime, so that a block needs no second look-up: of each work's sequence
+  int64_t work_query;    // [work] its first query
+  int64_t work_queries;  // [work] its queries
+  int64_t work_length;   // [work] its keys
+  int64_t work_page;     // [work] the chunk's first page, in `pages`
   int64_t end;
 };
 
@@ -77,8 +82,9 @@ absl::StatusOr<AttentionPlan> PlanAttention(const AttentionLimits& limits,
                                             absl::Span<const AttentionSequence> sequences,
                                             absl::Span<int32_t> image);
 
-// Keys in a chunk of a decode sequence: 128, or as many more, in steps of 128, as leave 64 chunks
-// (16 where the key heads alone fill the device).
+// Keys in a chunk of a decode sequence: kDecodeChunkStep, or as many more, in such steps, as leave
+// 64 chunks (16 where the key heads alone fill the device).
+inline constexpr int32_t kDecodeChunkStep = 256;
 int32_t DecodeChunk(int32_t length, int32_t kv_heads);
 // The most chunks of a decode sequence of up to `context` keys.
 int32_t MostDecodeChunks(int64_t context, int32_t kv_heads);

@@ -10,8 +10,7 @@ namespace nibble {
 namespace {
 
 constexpr int32_t kRowInts = sizeof(SamplingRow) / sizeof(int32_t);
-// Fewest keys in a chunk, by regime (attention_plan.cc).
-constexpr int64_t kDecodeKeys = 128;
+// Fewest keys in a chunk of prefill that is cut (attention_plan.cc).
 constexpr int64_t kPrefillKeys = 512;
 // Prefill's partial results of a step, unless its tokens alone are more: 128 MiB at 32 heads of
 // 128.
@@ -40,7 +39,7 @@ int64_t Tiles(const AttentionShape& shape, AttentionRegime regime, int64_t queri
 void Extend(const AttentionShape& shape, const CudaSequence& sequence, AttentionLimits& limits) {
   const auto queries = static_cast<int32_t>(sequence.tokens.size());
   const int64_t length = Length(sequence);
-  const int64_t keys = IsDecode(sequence) ? kDecodeKeys : kPrefillKeys;
+  const int64_t keys = IsDecode(sequence) ? kDecodeChunkStep : kPrefillKeys;
   const int64_t chunks = CeilDiv(length, keys);
   limits.sequences += 1;
   limits.tokens += queries;
@@ -115,7 +114,7 @@ StepLimits DecodeLimits(const AttentionShape& shape, int32_t sequences, int32_t 
                         int64_t context) {
   AttentionLimits decode = Empty(shape, AttentionRegime::kDecode);
   const bool any = chunks >= MostDecodeChunks(context, shape.kv_heads);
-  const int64_t keys = any ? context : int64_t{chunks} * kDecodeKeys;
+  const int64_t keys = any ? context : int64_t{chunks} * kDecodeChunkStep;
   decode.sequences = decode.tokens = sequences;
   decode.pages = static_cast<int32_t>(sequences * CeilDiv(keys, shape.page_size));
   decode.partials = sequences * chunks;

@@ -33,6 +33,7 @@ void Report(const std::string& title, std::vector<Entry> entries) {
 template <class Run, class Plan>
 void Race(const ColdLinear& linear, const Plan& plan, bool chosen, Run&& run,
           std::vector<Entry>& entries) {
+  std::fprintf(stderr, "racing %s\n", plan.ToString().c_str());
   const double us = linear.Microseconds([&](const PreparedLinear& weights, cudaStream_t stream) {
     return run(plan, weights, stream);
   });

@@ -1,6 +1,8 @@
 // Times decode and prefill steps of a runner on one GPU: random weights in a true shape
 // (synthetic_model.h), rounded to nearest. What the weights are does not change the speed. A step
 // is everything between StepInputs and StepOutputs: planning, copies, kernels.
+#include <cuda_profiler_api.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
@@ -31,6 +33,7 @@ struct Options {
   std::vector<int64_t> prompts = {512, 2048};
   bool e4m3_cache = false;
   int64_t steps = 64;
+  int64_t layers = 0;  // 0: all
 };
 
 double Median(std::vector<double> values) {
@@ -68,11 +71,13 @@ absl::Status Time(ModelRunner& runner, const Options& options, int64_t batch, in
     return absl::OkStatus();
   }
   std::vector<double> seconds;
+  cudaProfilerStart();  // what profilers are told to wait for: the steps alone
   for (int64_t i = 0; i < options.steps; ++i) {
     const Clock::time_point begin = Clock::now();
     NIBBLE_RETURN_IF_ERROR(runner.Step(inputs).status());
     seconds.push_back(std::chrono::duration<double>(Clock::now() - begin).count());
   }
+  cudaProfilerStop();
   const double median = Median(seconds);
   std::printf("%-8s %6" PRId64 " x %5" PRId64 " at %6" PRId64 ": %9.3f ms, %10.0f tokens/s\n", what,
               batch, length, position, 1e3 * median, static_cast<double>(batch * length) / median);
@@ -81,7 +86,8 @@ absl::Status Time(ModelRunner& runner, const Options& options, int64_t batch, in
 }
 
 absl::Status MakeArtifact(Options& options) {
-  NIBBLE_ASSIGN_OR_RETURN(const ModelShape shape, FindShape(options.shape));
+  NIBBLE_ASSIGN_OR_RETURN(ModelShape shape, FindShape(options.shape));
+  if (options.layers > 0) shape.layers = std::min(shape.layers, options.layers);
   NIBBLE_ASSIGN_OR_RETURN(const QuantizeSpec spec, ParseScheme(options.scheme));
   const fs::path model = options.folder / options.shape;
   options.artifact = options.folder / "artifact";
@@ -144,6 +150,7 @@ int main(int argc, char** argv) {
   app.add_option("--prompts", options.prompts, "Tokens of a prefill step")->delimiter(',');
   app.add_flag("--e4m3-cache", options.e4m3_cache, "Keys and values in 8 bits");
   app.add_option("--steps", options.steps, "Of each kind; the median counts");
+  app.add_option("--layers", options.layers, "Only so many layers (0: all)");
   CLI11_PARSE(app, argc, argv);
   const absl::Status status = nibble::Run(options);
   if (status.ok()) return 0;

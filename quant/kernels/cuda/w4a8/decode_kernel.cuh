@@ -101,18 +101,28 @@ __device__ __forceinline__ void LoadSideWeights(const DecodeArguments& args,
   BarrierArriveExpect(small.side, bytes);
 }
 
-// The loading warp of a block. Lane 0 keeps the ring full; all lanes fetch what only the epilogue
-// needs.
+// The loading warp of a block. Lane 0 keeps the ring full, with weights before earlier grids have
+// ended; the others fetch what only the epilogue needs.
 __device__ __forceinline__ void Load(const DecodeArguments& args, const DecodeBlock& block,
                                      const DecodeSmall& small, Producer& producer, bool lorc,
                                      int lane) {
+  if (lane == 0) {
+    PrefetchTensorMap(&args.x);
+    producer.Prologue();
+    if (lorc) {
+      BarrierArrive(small.side);
+    } else {
+      LoadSideWeights(args, block, small);
+    }
+  }
   WaitForEarlierGrids();
-  if (!lorc) {
-    for (int token = lane; token < args.tokens; token += 32) {
+  if (lane == 0) {
+    producer.Run();
+  } else if (!lorc) {
+    for (int token = lane - 1; token < args.tokens; token += 31) {
       SharedStore4(small.x_scale + token * 4, args.x_scale[token]);
     }
   }
-  if (lane == 0) producer.Run();
   __syncwarp();
   if (!lorc && args.plan.lorc_tiles > 0 && block.split == 0) {
     FetchLorc(args, small.t, block.first_tile, lane);
@@ -205,13 +215,21 @@ __device__ __forceinline__ void MultiplyTile(const DecodeArguments& args, const 
   const int row_tile = block.first_tile + min(tile, block.tiles - 1);
   const float* row_scale = args.weights.row_scale + row_tile * kTileRows;
   const float scale[2] = {row_scale[RowOf(thread, 0)], row_scale[RowOf(thread, 1)]};
-  const int bias = FoldBias(args.weights.format);
 
   Sums<kTokens> sums = {};
-  Consume(stream, ring, part, [&](int stage) {
-    AddSlice<kKind, kGroups, kTokens>(ring.Codes(stage, tile), ring.X(stage), small.tables, bias,
-                                      thread, sums);
-  });
+  if constexpr (kKind == Kind::kFolded) {
+    FoldedSums<kGroups, kTokens> folded(small.tables, thread);
+    ConsumePipelined(
+        stream, ring, part, [&](int stage) { folded.Add(ring.Codes(stage, tile), ring.X(stage)); },
+        [&] { folded.Finish(); });
+#pragma unroll
+    for (int i = 0; i < kTokens / 2; ++i) sums[i] = folded.sums()[i];
+  } else {
+    Consume(stream, ring, part, [&](int stage) {
+      AddScaledSlice<kKind, kGroups, kTokens>(ring.Codes(stage, tile), ring.X(stage), small.tables,
+                                              FoldBias(args.weights.format), thread, sums);
+    });
+  }
 #pragma unroll
   for (int i = 0; i < kTokens / 2; ++i) sums[i] *= scale[i / 2 % 2];
   BarrierWait(small.side, 0);
@@ -243,7 +261,6 @@ __device__ __forceinline__ void Decode(const DecodeArguments& args) {
   LetNextGridStart();
   if (loads) {
     if (lane == 0) {
-      PrefetchTensorMap(&args.x);
       for (int stage = 0; stage < ring.stages; ++stage) {
         BarrierInit(ring.Full(stage), 1);
         BarrierInit(ring.Empty(stage), 4 * ring.tiles);
@@ -251,12 +268,6 @@ __device__ __forceinline__ void Decode(const DecodeArguments& args) {
       BarrierInit(small.side, 32 + 1);
       FenceBarrierInit();
       FenceAsyncShared();
-      producer.Prologue();
-      if (lorc) {
-        BarrierArrive(small.side);
-      } else {
-        LoadSideWeights(args, block, small);
-      }
     }
   } else if (threadIdx.x < kFoldTables) {
     const FoldTable table = MakeFoldTable(args.weights.format, static_cast<int>(threadIdx.x));

@@ -39,33 +39,41 @@ __device__ __forceinline__ uint2 LoadTable(uint32_t tables, uint32_t k) {
   return SharedLoad8(tables + k * sizeof(FoldTable));
 }
 
-// 4-bit codes to A fragments. kFold: each group's exponent folded in; else the codes' own values,
-// by the table of k = bias.
-template <bool kFold, int kGroups>
-__device__ __forceinline__ void LoadNibbles(uint32_t codes, uint32_t tables, int bias, int thread,
-                                            Fragments& a) {
-  constexpr int kTables = kFold ? kGroups : 1;
-  uint2 table[kTables][2];
+// A pair of row halves' fold tables for each group in two k-steps.
+template <int kGroups>
+struct PairTables {
+  static constexpr int kCount = kGroups > kSteps / 2 ? kGroups / (kSteps / 2) : 1;
+  uint2 table[kCount][2];
+
+  // Of k-steps [first, first + 2) of a slice.
+  __device__ __forceinline__ void Load(uint32_t codes, uint32_t tables, int thread, int first) {
 #pragma unroll
-  for (int g = 0; g < kTables; ++g) {
-    const uint32_t pair =
-        kFold ? SharedLoad1(codes + CodeBytes(Kind::kFolded) + g * kTilePairs + ThreadPair(thread))
-              : bias * 0x11u;
-    table[g][0] = LoadTable(tables, pair & 0xf);
-    table[g][1] = LoadTable(tables, pair >> 4);
+    for (int g = 0; g < kCount; ++g) {
+      const uint32_t pair =
+          SharedLoad1(codes + CodeBytes(Kind::kFolded) +
+                      (GroupOf<kGroups>(first, 0) + g) * kTilePairs + ThreadPair(thread));
+      Set(g, tables, pair & 0xf, pair >> 4);
+    }
   }
-#pragma unroll
-  for (int step = 0; step < kSteps; step += 2) {
-    const uint4 words = SharedLoad16(codes + step / 2 * 2048 + thread * 16);
-    const auto expand = [&](uint32_t word, int s, int half) {
-      ExpandWord(word, table[GroupOf<kTables>(s, 0)][half], table[GroupOf<kTables>(s, 1)][half],
-                 a[s][half], a[s][2 + half]);
-    };
-    expand(words.x, step, 0);
-    expand(words.y, step, 1);
-    expand(words.z, step + 1, 0);
-    expand(words.w, step + 1, 1);
+  __device__ __forceinline__ void Set(int g, uint32_t tables, uint32_t k, uint32_t upper_k) {
+    table[g][0] = LoadTable(tables, k);
+    table[g][1] = LoadTable(tables, upper_k);
   }
+};
+
+// 4-bit codes of k-steps [first, first + 2) to A fragments.
+template <int kGroups>
+__device__ __forceinline__ void LoadNibblePair(uint32_t codes, const PairTables<kGroups>& tables,
+                                               int thread, int first, uint32_t (*a)[4]) {
+  const uint4 words = SharedLoad16(codes + first / 2 * 2048 + thread * 16);
+  const auto expand = [&](uint32_t word, int s, int half) {
+    const auto table = [&](int upper) { return tables.table[GroupOf<kGroups>(s, upper)][half]; };
+    ExpandWord(word, table(0), table(1), a[s][half], a[s][2 + half]);
+  };
+  expand(words.x, 0, 0);
+  expand(words.y, 0, 1);
+  expand(words.z, 1, 0);
+  expand(words.w, 1, 1);
 }
 
 // 8-bit codes of a tile of `bands` bands of 16 rows; warps beyond them get zeros.
@@ -133,21 +141,75 @@ __device__ __forceinline__ void AddScaledProduct(const Fragments& a, uint32_t sc
   }
 }
 
-// sums += W x^T for one slice of a row tile.
+// sums += W x^T for one slice of a row tile, weights of 4 or 8 bits under scales of their own.
 template <Kind kKind, int kGroups, int kTokens>
-__device__ __forceinline__ void AddSlice(uint32_t codes, uint32_t x, uint32_t tables, int bias,
-                                         int thread, Sums<kTokens>& sums) {
+__device__ __forceinline__ void AddScaledSlice(uint32_t codes, uint32_t x, uint32_t tables,
+                                               int bias, int thread, Sums<kTokens>& sums) {
   Fragments a;
   if constexpr (kKind == Kind::kScaled8) {
     LoadBytes(codes, kTileRows / kBandRows, thread, a);
   } else {
-    LoadNibbles<kKind == Kind::kFolded, kGroups>(codes, tables, bias, thread, a);
+    PairTables<1> plain;  // the codes' own values
+    plain.Set(0, tables, bias, bias);
+#pragma unroll
+    for (int step = 0; step < kSteps; step += 2) {
+      LoadNibblePair<1>(codes, plain, thread, step, a + step);
+    }
   }
-  if constexpr (kKind == Kind::kFolded) {
-    AddProduct<kTokens>(a, x, sums);
-  } else {
-    AddScaledProduct<kGroups, kTokens>(a, codes + CodeBytes(kKind), x, thread, sums);
-  }
+  AddScaledProduct<kGroups, kTokens>(a, codes + CodeBytes(kKind), x, thread, sums);
 }
+
+// Sums of W x^T over slices of folded weights: while the tensor cores multiply one half of a slice,
+// the next half is expanded.
+template <int kGroups, int kTokens>
+class FoldedSums {
+ public:
+  __device__ FoldedSums(uint32_t tables, int thread) : tables_(tables), thread_(thread) {}
+
+  // Reads `codes` now and `x` until the next Add or Finish has returned.
+  __device__ __forceinline__ void Add(uint32_t codes, uint32_t x) {
+    const uint64_t descriptor = SwizzledDescriptor(x);
+    Expand(codes, 0);
+    Finish();
+    Start(0, descriptor);
+    Expand(codes, kHalf);
+    Start(kHalf, descriptor);
+  }
+
+  __device__ __forceinline__ void Finish() {
+    WgmmaWait<0>();
+    Settle(products_);
+#pragma unroll
+    for (int i = 0; i < kTokens / 2; ++i) sums_[i] += products_[i];
+  }
+
+  __device__ __forceinline__ Sums<kTokens>& sums() { return sums_; }
+
+ private:
+  static constexpr int kHalf = kSteps / 2;
+  static_assert(kHalf == 2);
+
+  __device__ __forceinline__ void Expand(uint32_t codes, int first) {
+    if (first == 0 || kGroups > 1) fold_.Load(codes, tables_, thread_, first);
+    LoadNibblePair<kGroups>(codes, fold_, thread_, first, a_ + first);
+  }
+
+  __device__ __forceinline__ void Start(int first, uint64_t descriptor) {
+    Settle(products_);
+    WgmmaFence();
+#pragma unroll
+    for (int step = first; step < first + kHalf; ++step) {
+      Wgmma(products_, a_[step], descriptor + 2 * step, step > 0 ? 1 : 0);
+    }
+    WgmmaCommit();
+  }
+
+  const uint32_t tables_;
+  const int thread_;
+  PairTables<kGroups> fold_;
+  Fragments a_;
+  Sums<kTokens> products_ = {};  // of the slice under way
+  Sums<kTokens> sums_ = {};
+};
 
 }  // namespace nibble::w4a8

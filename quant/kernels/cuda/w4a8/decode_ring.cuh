@@ -53,6 +53,10 @@ struct SliceStream {
   int slice_count;
 
   __device__ int Count() const { return parts * part_slices; }
+  // Slices of a part that exist; the last part may have fewer.
+  __device__ int CountOf(int part) const {
+    return min(max(slice_count - first_slice - part * part_slices, 0), part_slices);
+  }
   // Below 0: the part has fewer slices than others.
   __device__ int SliceOf(int step, int part) const {
     const int slice = first_slice + part * part_slices + step;
@@ -114,6 +118,12 @@ class Producer {
   uint64_t policy_;
 };
 
+// By every warp that has read a stage.
+__device__ __forceinline__ void FreeStage(const Ring& ring, int stage) {
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) BarrierArrive(ring.Empty(stage));
+}
+
 // Calls product(stage) for each slice of `part`, when it has come; every warp frees its stage.
 template <class Product>
 __device__ __forceinline__ void Consume(const SliceStream& stream, const Ring& ring, int part,
@@ -123,8 +133,32 @@ __device__ __forceinline__ void Consume(const SliceStream& stream, const Ring& r
   for (int step = 0; step < stream.part_slices; ++step) {
     BarrierWait(ring.Full(place.stage), place.round);
     if (stream.SliceOf(step, part) >= 0) product(place.stage);
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) BarrierArrive(ring.Empty(place.stage));
+    FreeStage(ring, place.stage);
+    place.Advance(stream.parts, ring.stages);
+  }
+}
+
+// The same for a product that reads its stage until the next product, or `finish`, has returned.
+// The ring has room for two slices of every part (CompletePlan).
+template <class Product, class Finish>
+__device__ __forceinline__ void ConsumePipelined(const SliceStream& stream, const Ring& ring,
+                                                 int part, Product&& product, Finish&& finish) {
+  const int count = stream.CountOf(part);
+  RingPlace place;
+  place.Advance(part, ring.stages);
+  int before = place.stage;
+  for (int step = 0; step < count; ++step) {
+    BarrierWait(ring.Full(place.stage), place.round);
+    product(place.stage);
+    if (step > 0) FreeStage(ring, before);
+    before = place.stage;
+    place.Advance(stream.parts, ring.stages);
+  }
+  finish();
+  if (count > 0) FreeStage(ring, before);
+  for (int step = count; step < stream.part_slices; ++step) {
+    BarrierWait(ring.Full(place.stage), place.round);
+    FreeStage(ring, place.stage);
     place.Advance(stream.parts, ring.stages);
   }
 }

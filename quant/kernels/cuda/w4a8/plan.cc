@@ -89,7 +89,8 @@ DecodePlan PlanDecode(const LinearShape& shape, const Device& device) {
   DecodePlan plan;
   plan.token_tile = TokenTile(shape.tokens, shape.kind);
   Divide(shape, device, plan);
-  CompletePlan(shape, device, 2, 64, plan);
+  // Clusters of small blocks find their places only where these leave some room.
+  CompletePlan(shape, device, plan.warpgroups() == 1 ? 4 : 2, 64, plan);
   return plan;
 }
 

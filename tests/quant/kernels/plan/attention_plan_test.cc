@@ -59,24 +59,28 @@ Planned Plan(const AttentionLimits& limits, const std::vector<AttentionSequence>
 TEST(AttentionPlan, LaysOutTwoDecodeSequencesByHand) {
   const std::vector<int32_t> a = Pages(10, 2);
   const std::vector<int32_t> b = Pages(50, 20);
-  // 17 keys: one chunk of 128. 300 keys: three.
+  // 17 keys: one chunk of 256. 300 keys: two.
   const Planned p = Plan(Limits(AttentionRegime::kDecode), {{1, 17, a}, {1, 300, b}});
   EXPECT_EQ(p.plan.tokens, 2);
-  EXPECT_EQ(p.plan.work, 4);
+  EXPECT_EQ(p.plan.work, 3);
   EXPECT_THAT(p.Slice(p.at.positions, 3), ElementsAre(16, 299, 0));
   EXPECT_THAT(p.Slice(p.at.slots, 3), ElementsAre(11 * 16, (50 + 18) * 16 + 11, -1));
-  EXPECT_THAT(p.Slice(p.at.partial_begin, 4), ElementsAre(0, 1, 4, 4));
+  EXPECT_THAT(p.Slice(p.at.partial_begin, 4), ElementsAre(0, 1, 3, 3));
   EXPECT_THAT(p.Slice(p.at.query_begin, 5), ElementsAre(0, 1, 2, 2, 2));
-  EXPECT_THAT(p.Slice(p.at.sequence_partial, 5), ElementsAre(0, 1, 4, 4, 4));
+  EXPECT_THAT(p.Slice(p.at.sequence_partial, 5), ElementsAre(0, 1, 3, 3, 3));
   EXPECT_THAT(p.Slice(p.at.page_begin, 5), ElementsAre(0, 2, 21, 21, 21));
   EXPECT_THAT(p.Slice(p.at.lengths, 2), ElementsAre(17, 300));
   EXPECT_THAT(p.Slice(p.at.pages, 4), ElementsAre(10, 11, 50, 51));
-  EXPECT_THAT(p.Slice(p.at.work_sequence, 4), ElementsAre(0, 1, 1, 1));
-  EXPECT_THAT(p.Slice(p.at.work_tile, 4), ElementsAre(0, 0, 0, 0));
-  EXPECT_THAT(p.Slice(p.at.work_chunk, 4), ElementsAre(0, 0, 1, 2));
-  EXPECT_THAT(p.Slice(p.at.work_keys, 4), ElementsAre(128, 128, 128, 128));
-  EXPECT_TRUE(p.IsWork(3));
-  for (int i = 4; i < 100; ++i) EXPECT_FALSE(p.IsWork(i)) << i;
+  EXPECT_THAT(p.Slice(p.at.work_sequence, 3), ElementsAre(0, 1, 1));
+  EXPECT_THAT(p.Slice(p.at.work_tile, 3), ElementsAre(0, 0, 0));
+  EXPECT_THAT(p.Slice(p.at.work_chunk, 3), ElementsAre(0, 0, 1));
+  EXPECT_THAT(p.Slice(p.at.work_keys, 3), ElementsAre(256, 256, 256));
+  EXPECT_THAT(p.Slice(p.at.work_query, 3), ElementsAre(0, 1, 1));
+  EXPECT_THAT(p.Slice(p.at.work_queries, 3), ElementsAre(1, 1, 1));
+  EXPECT_THAT(p.Slice(p.at.work_length, 3), ElementsAre(17, 300, 300));
+  EXPECT_THAT(p.Slice(p.at.work_page, 3), ElementsAre(0, 2, 2 + 16));
+  EXPECT_TRUE(p.IsWork(2));
+  for (int i = 3; i < 100; ++i) EXPECT_FALSE(p.IsWork(i)) << i;
 }
 
 TEST(AttentionPlan, DecodeChunksDependOnTheSequenceAlone) {
@@ -88,13 +92,13 @@ TEST(AttentionPlan, DecodeChunksDependOnTheSequenceAlone) {
   EXPECT_EQ(alone.plan.work + 2, among.plan.work);
 }
 
-TEST(DecodeChunk, IsAMultipleOf128ThatLeaves16To64Chunks) {
-  EXPECT_EQ(DecodeChunk(1, 8), 128);
-  EXPECT_EQ(DecodeChunk(17 * 128, 8), 128);  // 132 / 8, rounded up: 17 chunks
-  EXPECT_EQ(DecodeChunk(17 * 128 + 1, 8), 256);
-  EXPECT_EQ(DecodeChunk(16 * 128 + 1, 32), 256);
-  EXPECT_EQ(DecodeChunk(64 * 128, 1), 128);
-  EXPECT_EQ(DecodeChunk(131072, 8), 7808);  // ceil(131072 / 17) = 7711
+TEST(DecodeChunk, IsAMultipleOf256ThatLeaves16To64Chunks) {
+  EXPECT_EQ(DecodeChunk(1, 8), 256);
+  EXPECT_EQ(DecodeChunk(17 * 256, 8), 256);  // 132 / 8, rounded up: 17 chunks
+  EXPECT_EQ(DecodeChunk(17 * 256 + 1, 8), 512);
+  EXPECT_EQ(DecodeChunk(16 * 256 + 1, 32), 512);
+  EXPECT_EQ(DecodeChunk(64 * 256, 1), 256);
+  EXPECT_EQ(DecodeChunk(131072, 8), 7936);  // ceil(131072 / 17) = 7711
 }
 
 // Every (token, key it sees) pair lies in exactly one piece of work, and every piece's place in the

@@ -78,7 +78,7 @@ TEST(StepPlanTest, RefusesWhatDoesNotFit) {
     std::vector<int32_t> image(StepImage(limits).end);
     return PlanStep(limits, sequences, absl::MakeSpan(image)).status().code();
   };
-  // 601 keys are 5 chunks of 128: more than 2 a sequence, but not of 8.
+  // 601 keys are 3 chunks of 256: more than 2 a sequence, but not of 8.
   EXPECT_EQ(status(DecodeLimits(kShape, 1, 2, 4096), {sequence}),
             absl::StatusCode::kResourceExhausted);
   EXPECT_EQ(status(DecodeLimits(kShape, 1, 8, 4096), {sequence}), absl::StatusCode::kOk);

@@ -1,0 +1,457 @@
+// Decode attention reads every key and value once and does little with them: what counts is to have
+// many of them under way. A block has one tile of 16 rows (queries x heads of one key head) and one
+// chunk of keys. Each of its warps goes through pages of its own, four apart, through a ring of
+// copies of its own, waits for no other warp, and keeps its own softmax; the four are merged at the
+// end. Keys and values are the tensor cores' A, so that a page of 16 keys is one of its heights:
+//   scores[key][row] = K[key][dim] q[row][dim]^T,  out[dim][row] = V[key][dim]^T p[key][row]
+// Pages of earlier steps are fetched before the kernels queued earlier have ended.
+#include <cuda_fp8.h>
+
+#include <cmath>
+
+#include "quant/base/status_macros.h"
+#include "quant/kernels/cuda/decode_attention.h"
+#include "quant/kernels/cuda/mma.cuh"
+#include "quant/kernels/cuda/overlap.cuh"
+
+namespace nibble {
+namespace {
+
+constexpr int kWarps = 4;
+constexpr int kRows = 16;  // of a tile
+constexpr int kPageKeys = 16;
+constexpr int kColumnTiles = kRows / 8;
+constexpr float kLog2E = 1.4426950408889634f;
+constexpr float kNone = -1e30f;  // below every score
+
+// The plan and tensors as the kernel reads them.
+struct DecodeShape {
+  const int32_t* sequence_partial;
+  const int32_t* pages;
+  const int32_t* work_sequence;
+  const int32_t* work_tile;
+  const int32_t* work_chunk;
+  const int32_t* work_keys;
+  const uint8_t* work_valid;
+  const int32_t* work_query;
+  const int32_t* work_queries;
+  const int32_t* work_length;
+  const int32_t* work_page;
+  const __nv_bfloat16* q;  // [tokens, heads, dim]
+  const uint8_t* k;        // [pages, 16, kv_heads, dim]
+  const uint8_t* v;
+  float* values;    // [partials, heads, dim]
+  float* log_sums;  // [partials, heads]
+  int group;
+  int kv_heads;
+  float score_scale;  // of q k, into the exponent of 2
+  float value_scale;
+};
+
+// How a page of one head lies in shared memory: rows of 16-byte pieces, piece p of row r at
+// p ^ (r % 8), so that a column of eight rows is read without bank conflicts.
+template <int kDim>
+struct Tile16 {
+  static constexpr int kPieces = kDim * 2 / 16;
+  static constexpr int kBytes = kPageKeys * kDim * 2;
+  static_assert(kPieces >= 8);
+  static __device__ uint32_t At(int row, int piece) {
+    return (row * kPieces + (piece ^ (row & 7))) * 16;
+  }
+};
+
+template <class Kv, int kDim>
+struct Ring {
+  static constexpr bool kNarrow = sizeof(Kv) == 1;
+  using Number = std::conditional_t<kNarrow, __half, __nv_bfloat16>;  // what is multiplied
+  static constexpr int kPageBytes = kPageKeys * kDim * static_cast<int>(sizeof(Kv));
+  static constexpr int kStages = 2;
+  static constexpr int kWideBytes = kNarrow ? 2 * Tile16<kDim>::kBytes : 0;  // widened K and V
+  static constexpr int kWarpBytes = kStages * 2 * kPageBytes + kWideBytes;
+  // Merging needs a row of sums a warp and tile row.
+  static constexpr int kMergeBytes = kWarps * kRows * (kDim + 2) * 4;
+  static constexpr int kBytes =
+      kWarps * kWarpBytes > kMergeBytes ? kWarps* kWarpBytes : kMergeBytes;
+};
+
+// This block's piece of the step's work.
+struct Work {
+  int sequence, tile, chunk, keys;  // keys in a full chunk
+  int first_token, queries, length;
+  int first_key, last_key;  // of the chunk, in the sequence; the last exclusive
+  const int32_t* pages;     // of the chunk
+
+  __device__ explicit Work(const DecodeShape& shape)
+      : sequence(shape.work_sequence[blockIdx.x]),
+        tile(shape.work_tile[blockIdx.x]),
+        chunk(shape.work_chunk[blockIdx.x]),
+        keys(shape.work_keys[blockIdx.x]),
+        first_token(shape.work_query[blockIdx.x]),
+        queries(shape.work_queries[blockIdx.x]),
+        length(shape.work_length[blockIdx.x]),
+        first_key(chunk * keys),
+        last_key(min(first_key + keys, length)),
+        pages(shape.pages + shape.work_page[blockIdx.x]) {}
+
+  __device__ int page_count() const { return (last_key - first_key + kPageKeys - 1) / kPageKeys; }
+  __device__ bool HasRow(const DecodeShape& shape, int row) const {
+    return tile * kRows + row < queries * shape.group;
+  }
+  // Keys that a row sees: those before this one.
+  __device__ int SeenBy(const DecodeShape& shape, int row) const {
+    return length - queries + (tile * kRows + row) / shape.group + 1;
+  }
+};
+
+// One warp's copies of its pages into shared memory at `base`.
+template <class Kv, int kDim>
+class PageRing {
+ public:
+  using R = Ring<Kv, kDim>;
+  __device__ PageRing(const DecodeShape& shape, const Work& work, uint32_t base)
+      : shape_(shape), work_(work), base_(base) {}
+
+  // Page `page` of the chunk into `stage`, keys and values; nothing beyond the last.
+  __device__ void Fetch(int page, int stage) const {
+    if (page < work_.page_count()) {
+      const int64_t slot = int64_t{work_.pages[page]} * kPageKeys;
+      const int there = work_.last_key - work_.first_key - page * kPageKeys;
+      Copy(shape_.k, slot, there, K(stage));
+      Copy(shape_.v, slot, there, V(stage));
+    }
+    CommitCopies();
+  }
+  __device__ uint32_t K(int stage) const { return base_ + stage * 2 * R::kPageBytes; }
+  __device__ uint32_t V(int stage) const { return K(stage) + R::kPageBytes; }
+  __device__ uint32_t Wide() const { return base_ + R::kStages * 2 * R::kPageBytes; }
+
+ private:
+  __device__ void Copy(const uint8_t* cache, int64_t slot, int there, uint32_t to) const {
+    constexpr int kPieces = R::kPageBytes / kPageKeys / 16;  // of a row
+#pragma unroll
+    for (int i = 0; i < kPageKeys * kPieces / 32; ++i) {
+      const int at = i * 32 + static_cast<int>(threadIdx.x) % 32;
+      const int row = at / kPieces;
+      const int piece = at % kPieces;
+      const uint8_t* from =
+          cache + ((slot + row) * shape_.kv_heads + blockIdx.y) * (kPieces * 16) + piece * 16;
+      const uint32_t place = R::kNarrow ? at * 16 : Tile16<kDim>::At(row, piece);
+      CopyAsync16(to + place, from, row < there);
+    }
+  }
+
+  const DecodeShape& shape_;
+  const Work& work_;
+  const uint32_t base_;
+};
+
+__device__ __forceinline__ uint4 SharedLoad16(uint32_t at) {
+  uint4 v;
+  asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(at)
+               : "memory");
+  return v;
+}
+__device__ __forceinline__ void SharedStore16(uint32_t at, uint4 v) {
+  asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(at), "r"(v.x), "r"(v.y), "r"(v.z),
+               "r"(v.w)
+               : "memory");
+}
+
+// Two E4M3 bytes as two f16, exactly.
+__device__ __forceinline__ uint32_t WidenPair(uint32_t bytes) {
+  const __half2_raw pair =
+      __nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(bytes), __NV_E4M3);
+  return pair.x | static_cast<uint32_t>(pair.y) << 16;
+}
+
+// A page of E4M3 rows at `from` to f16 rows at `to`, by one warp.
+template <int kDim>
+__device__ __forceinline__ void WidenPage(uint32_t from, uint32_t to) {
+  constexpr int kPieces = kDim / 16;  // of a row of bytes
+#pragma unroll
+  for (int i = 0; i < kPageKeys * kPieces / 32; ++i) {
+    const int at = i * 32 + static_cast<int>(threadIdx.x) % 32;
+    const int row = at / kPieces;
+    const uint4 bytes = SharedLoad16(from + at * 16);
+    const uint32_t words[4] = {bytes.x, bytes.y, bytes.z, bytes.w};
+    uint32_t wide[8];
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+      wide[2 * w] = WidenPair(words[w] & 0xffff);
+      wide[2 * w + 1] = WidenPair(words[w] >> 16);
+    }
+    const int piece = at % kPieces * 2;
+    SharedStore16(to + Tile16<kDim>::At(row, piece), {wide[0], wide[1], wide[2], wide[3]});
+    SharedStore16(to + Tile16<kDim>::At(row, piece + 1), {wide[4], wide[5], wide[6], wide[7]});
+  }
+}
+
+template <class Number>
+__device__ __forceinline__ uint32_t Pack(float low, float high) {
+  if constexpr (std::is_same_v<Number, __half>) {
+    const __half2 pair = __floats2half2_rn(low, high);
+    return *reinterpret_cast<const uint32_t*>(&pair);
+  } else {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<const uint32_t*>(&pair);
+  }
+}
+
+// Attention of one warp over some pages: the running softmax of flash attention.
+template <class Number, int kDim>
+class WarpAttention {
+ public:
+  static constexpr int kSteps = kDim / 16;
+
+  // After the queries are there.
+  __device__ void LoadQueries(const DecodeShape& shape, const Work& work) {
+    const int heads = shape.group * shape.kv_heads;
+#pragma unroll
+    for (int t = 0; t < kColumnTiles; ++t) {
+      const int row = t * 8 + lane_ / 4;
+      const int of_sequence = work.tile * kRows + row;
+      const bool there = work.HasRow(shape, row);
+      const int64_t token = work.first_token + (there ? of_sequence / shape.group : 0);
+      const int head = static_cast<int>(blockIdx.y) * shape.group + of_sequence % shape.group;
+      const __nv_bfloat16* q = shape.q + (token * heads + (there ? head : 0)) * kDim;
+#pragma unroll
+      for (int s = 0; s < kSteps; ++s) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const float2 pair = __bfloat1622float2(
+              *reinterpret_cast<const __nv_bfloat162*>(q + s * 16 + half * 8 + lane_ % 4 * 2));
+          q_[t][s][half] = there ? Pack<Number>(pair.x, pair.y) : 0;
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < 2; ++i) seen_[t][i] = work.SeenBy(shape, t * 8 + lane_ % 4 * 2 + i);
+    }
+  }
+
+  // `first_key`: of the page, in the sequence.
+  __device__ void AddPage(uint32_t k, uint32_t v, int first_key, float score_scale) {
+    float scores[kColumnTiles][4] = {};
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+      uint32_t keys[4];
+      LoadMatrices(k + Tile16<kDim>::At(lane_ % 16, 2 * s + lane_ / 16), keys);
+#pragma unroll
+      for (int t = 0; t < kColumnTiles; ++t) MultiplyAdd<Number>(scores[t], keys, q_[t][s]);
+    }
+    uint32_t p[kColumnTiles][2];
+#pragma unroll
+    for (int t = 0; t < kColumnTiles; ++t) Soften(scores[t], t, first_key, score_scale, p[t]);
+#pragma unroll
+    for (int d = 0; d < kSteps; ++d) {
+      uint32_t values[4];
+      const int key = lane_ / 16 * 8 + lane_ % 8;
+      LoadMatricesTransposed(v + Tile16<kDim>::At(key, 2 * d + lane_ / 8 % 2), values);
+#pragma unroll
+      for (int t = 0; t < kColumnTiles; ++t) MultiplyAdd<Number>(out_[t][d], values, p[t]);
+    }
+  }
+
+  // Leaves, for each row of the tile, its sums, its largest score and its weight at `merge`:
+  // [row][kDim + 2] f32.
+  __device__ void Store(float* merge) {
+#pragma unroll
+    for (int t = 0; t < kColumnTiles; ++t) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        float weight = weight_[t][i];
+        for (int apart = 4; apart < 32; apart *= 2) {
+          weight += __shfl_xor_sync(0xffffffffu, weight, apart);
+        }
+        float* row = merge + (t * 8 + lane_ % 4 * 2 + i) * (kDim + 2);
+#pragma unroll
+        for (int d = 0; d < kSteps; ++d) {
+          row[d * 16 + lane_ / 4] = out_[t][d][i];
+          row[d * 16 + lane_ / 4 + 8] = out_[t][d][2 + i];
+        }
+        if (lane_ < 4) {
+          row[kDim] = largest_[t][i];
+          row[kDim + 1] = weight;
+        }
+      }
+    }
+  }
+
+ private:
+  // Scores of 16 keys and 8 rows to weights, packed as the next product's B; what was summed before
+  // is scaled to the new largest score.
+  __device__ void Soften(float (&scores)[4], int t, int first_key, float score_scale,
+                         uint32_t (&p)[2]) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      float largest = largest_[t][i];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float& score = scores[2 * half + i];
+        score *= score_scale;
+        if (first_key + half * 8 + lane_ / 4 >= seen_[t][i]) score = 2 * kNone;
+        largest = fmaxf(largest, score);
+      }
+      for (int apart = 4; apart < 32; apart *= 2) {
+        largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, apart));
+      }
+      const float shrink = exp2f(largest_[t][i] - largest);
+      largest_[t][i] = largest;
+      weight_[t][i] *= shrink;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float& score = scores[2 * half + i];
+        score = exp2f(score - largest);
+        weight_[t][i] += score;
+      }
+#pragma unroll
+      for (int d = 0; d < kSteps; ++d) {
+        out_[t][d][i] *= shrink;
+        out_[t][d][2 + i] *= shrink;
+      }
+    }
+    p[0] = Transpose(Pack<Number>(scores[0], scores[1]));
+    p[1] = Transpose(Pack<Number>(scores[2], scores[3]));
+  }
+
+  const int lane_ = static_cast<int>(threadIdx.x) % 32;
+  uint32_t q_[kColumnTiles][kSteps][2];
+  int seen_[kColumnTiles][2];
+  float largest_[kColumnTiles][2] = {{kNone, kNone}, {kNone, kNone}};
+  float weight_[kColumnTiles][2] = {};  // of this lane's keys
+  float out_[kColumnTiles][kSteps][4] = {};
+};
+
+// Writes the partial result of the tile's rows from what the warps have stored.
+template <int kDim>
+__device__ void WritePartials(const DecodeShape& shape, const Work& work, const float* merge) {
+  constexpr int kPitch = kDim + 2;
+  const int chunks = (work.length + work.keys - 1) / work.keys;
+  const int heads = shape.group * shape.kv_heads;
+  for (int row = 0; row < kRows && work.HasRow(shape, row); ++row) {
+    const int of_sequence = work.tile * kRows + row;
+    const int64_t partial =
+        shape.sequence_partial[work.sequence] + of_sequence / shape.group * chunks + work.chunk;
+    const int64_t at = partial * heads + blockIdx.y * shape.group + of_sequence % shape.group;
+    float largest = kNone;
+    for (int w = 0; w < kWarps; ++w) {
+      largest = fmaxf(largest, merge[(w * kRows + row) * kPitch + kDim]);
+    }
+    float weight = 0;
+    float value = 0;
+    const int column = static_cast<int>(threadIdx.x);
+    for (int w = 0; w < kWarps; ++w) {
+      const float* of_warp = merge + (w * kRows + row) * kPitch;
+      const float share = exp2f(of_warp[kDim] - largest);
+      weight += share * of_warp[kDim + 1];
+      if (column < kDim) value += share * of_warp[column];
+    }
+    if (column < kDim) {
+      shape.values[at * kDim + column] = weight > 0 ? value / weight * shape.value_scale : 0;
+    }
+    if (column == 0) shape.log_sums[at] = weight > 0 ? largest + log2f(weight) : -INFINITY;
+  }
+}
+
+template <class Kv, int kDim>
+__global__ void __launch_bounds__(kWarps * 32, 3)
+    DecodeAttentionKernel(const __grid_constant__ DecodeShape shape) {
+  using R = Ring<Kv, kDim>;
+  extern __shared__ __align__(128) uint8_t shared[];
+  LetNextKernelStart();
+  if (shape.work_valid[blockIdx.x] == 0) return;
+  const Work work(shape);
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const uint32_t base = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  const PageRing<Kv, kDim> ring(shape, work, base + warp * R::kWarpBytes);
+  // Keys of this step's tokens come from the kernel before.
+  const int old_pages = max(work.length - work.queries - work.first_key, 0) / kPageKeys;
+  int fetched = 0;
+  for (; fetched < R::kStages && warp + fetched * kWarps < old_pages; ++fetched) {
+    ring.Fetch(warp + fetched * kWarps, fetched);
+  }
+  WaitForEarlierKernels();
+  for (; fetched < R::kStages; ++fetched) ring.Fetch(warp + fetched * kWarps, fetched);
+
+  WarpAttention<typename R::Number, kDim> attention;
+  attention.LoadQueries(shape, work);
+  int stage = 0;
+  for (int page = warp; page < work.page_count(); page += kWarps) {
+    AwaitCopies<R::kStages - 1>();
+    __syncwarp();
+    uint32_t k = ring.K(stage);
+    uint32_t v = ring.V(stage);
+    if constexpr (R::kNarrow) {
+      WidenPage<kDim>(k, ring.Wide());
+      WidenPage<kDim>(v, ring.Wide() + Tile16<kDim>::kBytes);
+      k = ring.Wide();
+      v = k + Tile16<kDim>::kBytes;
+      __syncwarp();
+    }
+    attention.AddPage(k, v, work.first_key + page * kPageKeys, shape.score_scale);
+    __syncwarp();
+    ring.Fetch(page + R::kStages * kWarps, stage);
+    stage = stage + 1 == R::kStages ? 0 : stage + 1;
+  }
+  AwaitCopies<0>();
+  __syncthreads();  // the rings become the place of merging
+  float* merge = reinterpret_cast<float*>(shared);
+  attention.Store(merge + warp * kRows * (kDim + 2));
+  __syncthreads();
+  WritePartials<kDim>(shape, work, merge);
+}
+
+template <class Kv, int kDim>
+absl::Status LaunchDecode(const DecodeShape& shape, int work, cudaStream_t stream) {
+  const auto kernel = DecodeAttentionKernel<Kv, kDim>;
+  constexpr int kShared = Ring<Kv, kDim>::kBytes;
+  NIBBLE_RETURN_IF_ERROR(
+      CheckCuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
+                "decode attention's shared memory"));
+  return LaunchOverlapped("DecodeAttention", kernel,
+                          dim3(static_cast<unsigned>(work), static_cast<unsigned>(shape.kv_heads)),
+                          dim3(kWarps * 32), kShared, stream, shape);
+}
+
+}  // namespace
+
+absl::Status AttendDecode(const AttentionCall& call, const PartialResults& partials,
+                          cudaStream_t stream) {
+  const AttentionLimits& limits = call.plan.limits;
+  if (call.kv.page_size != kPageKeys) {
+    return absl::InvalidArgumentError(StrCat("decode attention: found pages of ", call.kv.page_size,
+                                             " keys, expected ", kPageKeys));
+  }
+  const AttentionImage at(limits);
+  const DecodeShape shape = {
+      .sequence_partial = call.image + at.sequence_partial,
+      .pages = call.image + at.pages,
+      .work_sequence = call.image + at.work_sequence,
+      .work_tile = call.image + at.work_tile,
+      .work_chunk = call.image + at.work_chunk,
+      .work_keys = call.image + at.work_keys,
+      .work_valid = reinterpret_cast<const uint8_t*>(call.image + at.work_valid),
+      .work_query = call.image + at.work_query,
+      .work_queries = call.image + at.work_queries,
+      .work_length = call.image + at.work_length,
+      .work_page = call.image + at.work_page,
+      .q = call.q,
+      .k = static_cast<const uint8_t*>(call.kv.k),
+      .v = static_cast<const uint8_t*>(call.kv.v),
+      .values = partials.values,
+      .log_sums = partials.log_sums,
+      .group = limits.group,
+      .kv_heads = limits.kv_heads,
+      .score_scale = kLog2E * call.kv.k_scale / std::sqrt(static_cast<float>(call.kv.head_dim)),
+      .value_scale = call.kv.v_scale};
+  const bool narrow = call.kv.format == KvFormat::kE4M3;
+  if (StoredHeadDim(call.kv.head_dim) == 64) {
+    return narrow ? LaunchDecode<__nv_fp8_e4m3, 64>(shape, call.plan.work, stream)
+                  : LaunchDecode<__nv_bfloat16, 64>(shape, call.plan.work, stream);
+  }
+  return narrow ? LaunchDecode<__nv_fp8_e4m3, 128>(shape, call.plan.work, stream)
+                : LaunchDecode<__nv_bfloat16, 128>(shape, call.plan.work, stream);
+}
+
+}  // namespace nibble
