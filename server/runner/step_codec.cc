@@ -252,9 +252,8 @@ absl::Status DecodeStatus(std::string_view bytes) {
   if (absl::Status decoded = DecodeWhole(bytes, plain); !decoded.ok()) return decoded;
   const auto code = static_cast<absl::StatusCode>(plain.code);
   if (code < absl::StatusCode::kCancelled || code > absl::StatusCode::kUnauthenticated) {
-    return absl::InternalError(
-        StrCat("status code: found ", plain.code, ", expected 1 to ",
-               static_cast<int>(absl::StatusCode::kUnauthenticated)));
+    return absl::InternalError(StrCat("status code: found ", plain.code, ", expected 1 to ",
+                                      static_cast<int>(absl::StatusCode::kUnauthenticated)));
   }
   return {code, absl::string_view(plain.message.data(), plain.message.size())};
 }

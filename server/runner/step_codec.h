@@ -1,6 +1,6 @@
-// What a runner's two processes tell each other, as bytes. Both are one binary on one machine: native
-// byte order, no version. Fields in the order of their structs, a
-// vector as a 32-bit count and its elements.
+// What a runner's two processes tell each other, as bytes. Both are one binary on one machine:
+// native byte order, no version. Fields in the order of their structs, a vector as a 32-bit count
+// and its elements.
 //
 // Encoding replaces the contents of `bytes`; a caller that keeps the string saves its allocation.
 // Decoding trusts nothing: bytes that are cut short, go on too long or hold what no encoder wrote
