@@ -6,8 +6,9 @@
 #include <unistd.h>
 
 #include <array>
-#include <fstream>
 #include <sstream>
+
+#include "tests/children.h"
 
 namespace nibble {
 namespace {
@@ -55,21 +56,14 @@ DaemonProcess::~DaemonProcess() {
   if (pid_ > 0) Stop(SIGKILL);
 }
 
-std::vector<pid_t> DaemonProcess::workers() const {
-  // The daemon's only children, of whichever threads started them.
-  std::vector<pid_t> pids;
-  const std::string tasks = "/proc/" + std::to_string(pid_) + "/task";
-  for (const auto& task : std::filesystem::directory_iterator(tasks)) {
-    std::ifstream children(task.path() / "children");
-    for (pid_t child = 0; children >> child;) pids.push_back(child);
-  }
-  return pids;
-}
+std::vector<pid_t> DaemonProcess::workers() const { return ChildrenOf(pid_, "worker"); }
 
 pid_t DaemonProcess::worker() const {
   const std::vector<pid_t> pids = workers();
   return pids.empty() ? 0 : pids.front();
 }
+
+std::vector<pid_t> DaemonProcess::runners() const { return ChildrenOf(pid_, "runner"); }
 
 int DaemonProcess::Stop(int signal) {
   int status = 0;

@@ -27,6 +27,8 @@ class DaemonProcess {
   std::vector<pid_t> workers() const;
   // Of the only one; 0: none lives.
   pid_t worker() const;
+  // Of the loaded models' processes.
+  std::vector<pid_t> runners() const;
   // Sends the signal and waits for the end. The wait status, as waitpid gives it.
   int Stop(int signal);
 
