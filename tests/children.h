@@ -4,7 +4,9 @@
 
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <string>
+#include <system_error>
 #include <vector>
 
 namespace nibble {
@@ -25,6 +27,20 @@ inline std::vector<pid_t> ChildrenOf(pid_t parent, const std::string& role) {
     }
   }
   return pids;
+}
+
+// True once nothing of the process is left but, perhaps, its wait status: all it had open is
+// closed.
+inline bool HasEnded(pid_t pid) {
+  const std::string process = "/proc/" + std::to_string(pid);
+  std::ifstream file(process + "/stat");
+  std::string stat;
+  if (!std::getline(file, stat)) return true;
+  const size_t state = stat.rfind(')') + 2;
+  if (stat.at(state) != 'Z') return false;
+  std::error_code gone;
+  const std::filesystem::directory_iterator threads(process + "/task", gone);
+  return gone || std::distance(begin(threads), end(threads)) <= 1;
 }
 
 }  // namespace nibble

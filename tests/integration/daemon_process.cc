@@ -1,7 +1,9 @@
 #include "tests/integration/daemon_process.h"
 
+#include <netdb.h>
 #include <signal.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -22,6 +24,30 @@ std::string ReadFirstLine(int fd) {
 }
 
 }  // namespace
+
+std::string Scrape(const std::string& address) {
+  const size_t colon = address.rfind(':');
+  addrinfo hints{};
+  hints.ai_socktype = SOCK_STREAM;
+  addrinfo* found = nullptr;
+  if (getaddrinfo(address.substr(0, colon).c_str(), address.substr(colon + 1).c_str(), &hints,
+                  &found) != 0) {
+    return {};
+  }
+  const int fd = socket(found->ai_family, found->ai_socktype, 0);
+  std::string page;
+  if (connect(fd, found->ai_addr, found->ai_addrlen) == 0) {
+    const std::string request = "GET /metrics HTTP/1.0\r\nConnection: close\r\n\r\n";
+    send(fd, request.data(), request.size(), MSG_NOSIGNAL);
+    char bytes[4096];
+    for (ssize_t count = 0; (count = recv(fd, bytes, sizeof(bytes), 0)) > 0;) {
+      page.append(bytes, static_cast<size_t>(count));
+    }
+  }
+  close(fd);
+  freeaddrinfo(found);
+  return page;
+}
 
 DaemonProcess::DaemonProcess(const std::string& binary, const std::filesystem::path& root,
                              const std::vector<std::string>& arguments) {

@@ -10,6 +10,9 @@
 
 namespace nibble {
 
+// The page of metrics at "127.0.0.1:port".
+std::string Scrape(const std::string& address);
+
 // A nibbled of one test's own, on free ports, stopped with it.
 class DaemonProcess {
  public:
