@@ -50,8 +50,9 @@ class RemoteRunner : public ModelRunner {
   absl::StatusOr<StepOutputs> Step(const StepInputs& inputs) override {
     if (!child_) NIBBLE_RETURN_IF_ERROR(Restart());
     Encode(inputs, message_);
-    if (!SendMessage(child_->socket.get(), MessageKind::kStep, message_).ok())
+    if (!SendMessage(child_->socket.get(), MessageKind::kStep, message_).ok()) {
       return Died("in a step");
+    }
     StepOutputs outputs;
     NIBBLE_RETURN_IF_ERROR(Await(MessageKind::kOutputs, outputs, "in a step"));
     if (outputs.sequences.size() != inputs.sequences.size()) {
@@ -100,7 +101,7 @@ class RemoteRunner : public ModelRunner {
       return absl::UnavailableError(StrCat("runner: found ", deaths_,
                                            " deaths of its process in a row, expected a step "
                                            "between them; it is started again in ",
-                                           absl::FormatDuration(wait),
+                                           absl::FormatDuration(absl::Ceil(wait, absl::Seconds(1))),
                                            "; the last one: ", death_.message()));
     }
     options_.on_restart();
