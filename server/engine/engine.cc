@@ -17,6 +17,7 @@ namespace {
 
 // Who is told of a request.
 struct Stream {
+  explicit Stream(EngineCallback told) : callback(std::move(told)) {}
   EngineCallback callback;
   int64_t resumes = 0;  // tells a Resume that overtakes its kPause
 };
