@@ -18,6 +18,7 @@
 #include "quant/base/strings.h"
 #include "quant/kernels/device/devices.h"
 #include "server/ops/resources.h"
+#include "server/runners.h"
 
 namespace nibble {
 namespace {
@@ -83,6 +84,7 @@ std::vector<Place> Places(const Config& config) {
 
 absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const Config& config) {
   for (const Device& device : config.devices) NIBBLE_RETURN_IF_ERROR(CheckDevice(device));
+  NIBBLE_RETURN_IF_ERROR(CheckDevice(config.device));
   NIBBLE_RETURN_IF_ERROR(CreateFolders(config.root));
   NIBBLE_ASSIGN_OR_RETURN(DataRootLock lock, DataRootLock::Take(config.root));
   NIBBLE_RETURN_IF_ERROR(SweepRemovedFolders(config.root));
@@ -98,7 +100,9 @@ Daemon::Daemon(const Config& config, DataRootLock lock, std::unique_ptr<JobStore
     : config_(config),
       lock_(std::move(lock)),
       store_(std::move(store)),
-      registry_({.root = config.root, .kv_bytes = config.kv_bytes}),
+      registry_({.root = config.root,
+                 .runner = RunnerOptionsOf(config),
+                 .make_runner = MakerOf(config, metrics_)}),
       quantization_({.root = config.root,
                      .places = Places(config),
                      .resources = [this] { return WorkerResources(); },

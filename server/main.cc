@@ -16,6 +16,7 @@
 #include "server/ops/config.h"
 #include "server/ops/logging.h"
 #include "server/ops/signals.h"
+#include "server/runners.h"
 
 namespace nibble {
 namespace {
@@ -63,6 +64,8 @@ int main(int argc, char** argv) {
   if (const int* code = std::get_if<int>(&parsed)) return *code;
   const auto& config = std::get<nibble::Config>(parsed);
   if (config.role == nibble::Config::Role::kWorker) return nibble::RunAsWorker(config);
+  // With the daemon's threads: its environment is the runner's.
+  if (config.role == nibble::Config::Role::kRunner) return nibble::RunAsRunner(config);
   nibble::ApplyServeThreads(config, argv);
   return nibble::RunAll(config);
 }

@@ -58,4 +58,11 @@ PrefixId BlockPool::Remember(int32_t block, PrefixId prefix, absl::Span<const in
   return longer;
 }
 
+void BlockPool::ForgetAll() {
+  remembered_.clear();
+  for (Block& block : blocks_) block.remembered = false;
+  free_.insert(free_.end(), idle_.begin(), idle_.end());
+  idle_.clear();
+}
+
 }  // namespace nibble

@@ -43,6 +43,9 @@ class BlockPool {
   // returns the id of the longer prefix. Where another block stands for it already, that one stays.
   PrefixId Remember(int32_t block, PrefixId prefix, absl::Span<const int32_t> tokens);
 
+  // Forgets what every block remembers, since none holds it any more.
+  void ForgetAll();
+
   // Blocks that Take could give: free, or remembered and held by nobody.
   int64_t available() const { return static_cast<int64_t>(free_.size() + idle_.size()); }
   int64_t total() const { return static_cast<int64_t>(blocks_.size()); }

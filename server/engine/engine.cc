@@ -17,6 +17,7 @@ namespace {
 
 // Who is told of a request.
 struct Stream {
+  explicit Stream(EngineCallback told) : callback(std::move(told)) {}
   EngineCallback callback;
   int64_t resumes = 0;  // tells a Resume that overtakes its kPause
 };
@@ -26,7 +27,8 @@ class LoopEngine : public Engine {
   LoopEngine(std::unique_ptr<ModelRunner> runner, const Options& options)
       : options_(options),
         runner_(std::move(runner)),
-        scheduler_(runner_->kv_pool(), options.schedule) {
+        scheduler_(runner_->kv_pool(), options.schedule),
+        kv_epoch_(runner_->kv_epoch()) {
     thread_ = std::thread([this] { Loop(); });
   }
 
@@ -111,9 +113,12 @@ class LoopEngine : public Engine {
     std::vector<Scheduler::Delivery> deliveries;
     while (true) {
       deliveries.clear();
+      const int64_t epoch =
+          runner_->kv_epoch();  // without the lock: it may wait for a dead process
       const StepInputs* inputs = nullptr;
       {
         absl::MutexLock lock(&mutex_);
+        if (std::exchange(kv_epoch_, epoch) != epoch) scheduler_.LoseCache();
         const int64_t seen = changes_;
         inputs = &scheduler_.Plan(absl::Now(), deliveries);
         if (stopping_ && scheduler_.empty() && deliveries.empty()) return;
@@ -173,6 +178,7 @@ class LoopEngine : public Engine {
   RequestId next_request_ ABSL_GUARDED_BY(mutex_) = 1;
   int64_t changes_ ABSL_GUARDED_BY(mutex_) = 0;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  int64_t kv_epoch_;  // of the runner's cache that the scheduler knows
   std::thread thread_;
 };
 

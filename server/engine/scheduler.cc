@@ -265,6 +265,11 @@ void Scheduler::Preempt(Sequence& sequence) {
   Enqueue(sequence);
 }
 
+void Scheduler::LoseCache() {
+  while (!running_.empty()) Preempt(**running_.begin());
+  pool_.ForgetAll();
+}
+
 // --- What they compute.
 
 // Sequences that have one token to compute, before any prompt: a stream must not wait for others'

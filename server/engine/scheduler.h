@@ -53,6 +53,8 @@ class Scheduler {
   const StepInputs& Plan(absl::Time now, std::vector<Delivery>& deliveries);
   // What came of the planned step. A status ends all its sequences.
   void Apply(absl::StatusOr<StepOutputs> outputs, std::vector<Delivery>& deliveries);
+  // Between steps: the runner has lost what the blocks held. Whoever runs is computed again.
+  void LoseCache();
 
   // KV blocks that all of a request's tokens need.
   int64_t BlocksFor(const EngineRequest& spec) const;

@@ -15,9 +15,9 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
-#include "server/jobs/child_process.h"
 #include "server/jobs/job_notifier.h"
 #include "server/jobs/job_store.h"
+#include "server/ops/child_process.h"
 
 namespace nibble {
 

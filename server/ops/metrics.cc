@@ -128,6 +128,10 @@ Metrics::Metrics()
                       .Name("nibble_preemptions_total")
                       .Help("Sequences whose KV cache blocks were taken, to be computed again")
                       .Register(*registry)),
+      runner_restarts(BuildCounter()
+                          .Name("nibble_runner_restarts_total")
+                          .Help("Times a model's runner process was started again")
+                          .Register(*registry)),
       prefix_cached_tokens(BuildCounter()
                                .Name("nibble_prefix_cached_tokens_total")
                                .Help("Tokens found in the prefix cache instead of computed")

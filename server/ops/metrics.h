@@ -45,6 +45,7 @@ struct Metrics {
   prometheus::Family<prometheus::Counter>& generated_tokens;      // model
   prometheus::Family<prometheus::Counter>& engine_steps;          // model
   prometheus::Family<prometheus::Counter>& preemptions;           // model
+  prometheus::Family<prometheus::Counter>& runner_restarts;       // model
   prometheus::Family<prometheus::Counter>& prefix_cached_tokens;  // model
   // Submission to a request's first token, and between tokens. Made by the functions below.
   prometheus::Family<prometheus::Histogram>& first_token_seconds;  // model

@@ -102,9 +102,8 @@ absl::StatusOr<ModelHandle> Registry::Load(const Key& key) {
   model->compute = compute;
   NIBBLE_ASSIGN_OR_RETURN(model->config, LoadModelConfig(folder));
   NIBBLE_ASSIGN_OR_RETURN(model->tokenizer, LoadTokenizer(folder, "model"));
-  LocalRunnerOptions runner_options;
+  RunnerOptions runner_options = options_.runner;
   runner_options.compute = compute;
-  runner_options.kv_bytes = options_.kv_bytes;
   NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<ModelRunner> runner,
                           options_.make_runner(folder, runner_options));
   model->engine = Engine::Create(std::move(runner), {});

@@ -58,12 +58,12 @@ enum class Keep { kStay, kWhileUsed };
 // so that requests for those already loaded go on.
 class Registry {
  public:
-  using MakeRunner = std::function<absl::StatusOr<std::unique_ptr<ModelRunner>>(
-      const std::filesystem::path&, const LocalRunnerOptions&)>;
+  using RunnerMaker = std::function<absl::StatusOr<std::unique_ptr<ModelRunner>>(
+      const std::filesystem::path&, const RunnerOptions&)>;
   struct Options {
     DataRoot root;
-    int64_t kv_bytes = int64_t{1} << 30;  // KV cache of each loaded model
-    MakeRunner make_runner = MakeLocalRunner;
+    RunnerOptions runner;  // of each loaded model; its compute is the request's
+    RunnerMaker make_runner = MakeRunner;
   };
   explicit Registry(Options options);
   ~Registry();

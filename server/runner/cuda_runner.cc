@@ -4,6 +4,8 @@
 #include <vector>
 
 #include "quant/base/status_macros.h"
+#include "quant/base/strings.h"
+#include "quant/kernels/device/devices.h"
 #include "server/runner/answers.h"
 
 namespace nibble {
@@ -89,6 +91,22 @@ class CudaRunner : public ModelRunner {
 
 std::unique_ptr<ModelRunner> MakeCudaRunner(std::unique_ptr<CudaDecoder> decoder) {
   return std::make_unique<CudaRunner>(std::move(decoder));
+}
+
+absl::StatusOr<std::unique_ptr<ModelRunner>> MakeCudaRunner(const std::filesystem::path& folder,
+                                                            const RunnerOptions& options) {
+  NIBBLE_RETURN_IF_ERROR(CheckDevice(options.device));
+  if (options.compute != Compute::kBf16) {
+    return absl::FailedPreconditionError(
+        StrCat("compute: found f32, expected bf16 on ", DeviceName(options.device)));
+  }
+  const CudaDecoderOptions decoder_options = {.device = options.device,
+                                              .e4m3_cache = options.kv_format == KvFormat::kE4M3,
+                                              .memory_fraction = options.gpu_memory_fraction,
+                                              .kv_bytes = options.kv_bytes};
+  NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<CudaDecoder> decoder,
+                          CudaDecoder::Load(folder, decoder_options));
+  return MakeCudaRunner(std::move(decoder));
 }
 
 }  // namespace nibble

@@ -18,6 +18,8 @@ namespace {
 // Rows whose logits stand in memory at once.
 constexpr int64_t kLogitRows = 256;
 
+constexpr int64_t kDefaultKvBytes = int64_t{1} << 30;
+
 Batch MakeBatch(const StepInputs& inputs) {
   Batch batch;
   for (const SequenceInput& sequence : inputs.sequences) {
@@ -90,15 +92,16 @@ class LocalRunner : public ModelRunner {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<ModelRunner>> MakeLocalRunner(const std::filesystem::path& folder,
-                                                             const LocalRunnerOptions& options) {
+                                                             const RunnerOptions& options) {
   return CatchTorch([&]() -> absl::StatusOr<std::unique_ptr<ModelRunner>> {
     const c10::InferenceMode inference;
     NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<Decoder> decoder,
                             Decoder::Load(folder, options.compute));
     const int64_t block_bytes = BlockBytes(decoder->config());
-    const int64_t blocks = std::min<int64_t>(options.kv_bytes / block_bytes, INT32_MAX);
+    const int64_t bytes = options.kv_bytes > 0 ? options.kv_bytes : kDefaultKvBytes;
+    const int64_t blocks = std::min<int64_t>(bytes / block_bytes, INT32_MAX);
     if (blocks == 0) {
-      return absl::ResourceExhaustedError(StrCat("KV cache: found ", options.kv_bytes,
+      return absl::ResourceExhaustedError(StrCat("KV cache: found ", bytes,
                                                  " bytes, expected at least the ", block_bytes,
                                                  " of one block of this model"));
     }

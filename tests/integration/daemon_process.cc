@@ -1,13 +1,16 @@
 #include "tests/integration/daemon_process.h"
 
+#include <netdb.h>
 #include <signal.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <array>
-#include <fstream>
 #include <sstream>
+
+#include "tests/children.h"
 
 namespace nibble {
 namespace {
@@ -21,6 +24,30 @@ std::string ReadFirstLine(int fd) {
 }
 
 }  // namespace
+
+std::string Scrape(const std::string& address) {
+  const size_t colon = address.rfind(':');
+  addrinfo hints{};
+  hints.ai_socktype = SOCK_STREAM;
+  addrinfo* found = nullptr;
+  if (getaddrinfo(address.substr(0, colon).c_str(), address.substr(colon + 1).c_str(), &hints,
+                  &found) != 0) {
+    return {};
+  }
+  const int fd = socket(found->ai_family, found->ai_socktype, 0);
+  std::string page;
+  if (connect(fd, found->ai_addr, found->ai_addrlen) == 0) {
+    const std::string request = "GET /metrics HTTP/1.0\r\nConnection: close\r\n\r\n";
+    send(fd, request.data(), request.size(), MSG_NOSIGNAL);
+    char bytes[4096];
+    for (ssize_t count = 0; (count = recv(fd, bytes, sizeof(bytes), 0)) > 0;) {
+      page.append(bytes, static_cast<size_t>(count));
+    }
+  }
+  close(fd);
+  freeaddrinfo(found);
+  return page;
+}
 
 DaemonProcess::DaemonProcess(const std::string& binary, const std::filesystem::path& root,
                              const std::vector<std::string>& arguments) {
@@ -55,21 +82,14 @@ DaemonProcess::~DaemonProcess() {
   if (pid_ > 0) Stop(SIGKILL);
 }
 
-std::vector<pid_t> DaemonProcess::workers() const {
-  // The daemon's only children, of whichever threads started them.
-  std::vector<pid_t> pids;
-  const std::string tasks = "/proc/" + std::to_string(pid_) + "/task";
-  for (const auto& task : std::filesystem::directory_iterator(tasks)) {
-    std::ifstream children(task.path() / "children");
-    for (pid_t child = 0; children >> child;) pids.push_back(child);
-  }
-  return pids;
-}
+std::vector<pid_t> DaemonProcess::workers() const { return ChildrenOf(pid_, "worker"); }
 
 pid_t DaemonProcess::worker() const {
   const std::vector<pid_t> pids = workers();
   return pids.empty() ? 0 : pids.front();
 }
+
+std::vector<pid_t> DaemonProcess::runners() const { return ChildrenOf(pid_, "runner"); }
 
 int DaemonProcess::Stop(int signal) {
   int status = 0;

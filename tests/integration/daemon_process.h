@@ -10,6 +10,9 @@
 
 namespace nibble {
 
+// The page of metrics at "127.0.0.1:port".
+std::string Scrape(const std::string& address);
+
 // A nibbled of one test's own, on free ports, stopped with it.
 class DaemonProcess {
  public:
@@ -27,6 +30,8 @@ class DaemonProcess {
   std::vector<pid_t> workers() const;
   // Of the only one; 0: none lives.
   pid_t worker() const;
+  // Of the loaded models' processes.
+  std::vector<pid_t> runners() const;
   // Sends the signal and waits for the end. The wait status, as waitpid gives it.
   int Stop(int signal);
 

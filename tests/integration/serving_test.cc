@@ -3,10 +3,7 @@
 #include <grpcpp/create_channel.h>
 #include <grpcpp/security/credentials.h>
 #include <gtest/gtest.h>
-#include <netdb.h>
 #include <signal.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
 #include <cmath>
 #include <fstream>
@@ -28,31 +25,6 @@ namespace {
 using ::testing::HasSubstr;
 
 constexpr int kContext = 2048;
-
-// The page at "127.0.0.1:port".
-std::string Scrape(const std::string& address) {
-  const size_t colon = address.rfind(':');
-  addrinfo hints{};
-  hints.ai_socktype = SOCK_STREAM;
-  addrinfo* found = nullptr;
-  if (getaddrinfo(address.substr(0, colon).c_str(), address.substr(colon + 1).c_str(), &hints,
-                  &found) != 0) {
-    return {};
-  }
-  const int fd = socket(found->ai_family, found->ai_socktype, 0);
-  std::string page;
-  if (connect(fd, found->ai_addr, found->ai_addrlen) == 0) {
-    const std::string request = "GET /metrics HTTP/1.0\r\nConnection: close\r\n\r\n";
-    send(fd, request.data(), request.size(), MSG_NOSIGNAL);
-    char bytes[4096];
-    for (ssize_t count = 0; (count = recv(fd, bytes, sizeof(bytes), 0)) > 0;) {
-      page.append(bytes, static_cast<size_t>(count));
-    }
-  }
-  close(fd);
-  freeaddrinfo(found);
-  return page;
-}
 
 bool IsWholeUtf8(const std::string& text) {
   size_t follow = 0;

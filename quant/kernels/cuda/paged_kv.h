@@ -4,12 +4,11 @@
 #include <cstdint>
 
 #include "absl/status/status.h"
+#include "quant/base/kv_format.h"
 #include "quant/base/strings.h"
 #include "quant/kernels/cuda/launch.h"
 
 namespace nibble {
-
-enum class KvFormat : uint8_t { kBf16, kE4M3 };
 
 // One layer's keys and values on the device: each [pages, page_size, kv_heads, stored_dim], of bf16
 // or E4M3 bytes, aligned to 16 bytes. A token's slot is page * page_size + its place in the page. A

@@ -4,6 +4,7 @@
 #include <c10/core/CachingDeviceAllocator.h>
 
 #include "quant/base/strings.h"
+#include "quant/base/torch_status.h"
 #include "quant/kernels/device/torch_device.h"
 
 namespace nibble {
@@ -22,6 +23,14 @@ int64_t DeviceBytes(const Device& device) {
   const at::Device on = TorchDevice(device);
   at::globalContext().lazyInitDevice(on.type());
   return static_cast<int64_t>(c10::getDeviceAllocator(on.type())->getMemoryInfo(on.index()).second);
+}
+
+absl::Status CheckDeviceWorks(const Device& device) {
+  if (!device.is_cuda()) return absl::OkStatus();
+  return CatchTorch([&] {
+    at::detail::getCUDAHooks().deviceSynchronize(static_cast<c10::DeviceIndex>(device.index));
+    return absl::OkStatus();
+  });
 }
 
 }  // namespace nibble

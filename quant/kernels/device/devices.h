@@ -15,4 +15,8 @@ absl::Status CheckDevice(const Device& device);
 // of that memory for good.
 int64_t DeviceBytes(const Device& device);
 
+// INTERNAL with the device's error when it has failed for good (a sticky CUDA error): only another
+// process can use it again.
+absl::Status CheckDeviceWorks(const Device& device);
+
 }  // namespace nibble

@@ -7,6 +7,7 @@ namespace nibble {
 namespace {
 
 using testing::ElementsAre;
+using testing::UnorderedElementsAre;
 
 std::vector<int32_t> Take(BlockPool& pool, int64_t count) {
   std::vector<int32_t> blocks;
@@ -89,6 +90,16 @@ TEST(BlockPoolTest, AForgottenPrefixNeverComesBackUnderItsOldId) {
   Take(pool, 1);
   EXPECT_NE(pool.Remember(0, kEmptyPrefix, {5, 6}), old);
   EXPECT_FALSE(pool.Find(kEmptyPrefix, {1, 2}));
+}
+
+TEST(BlockPoolTest, AllIsForgottenAtOnce) {
+  BlockPool pool(3);
+  const TwoBlocks known(pool);
+  pool.Release(known.blocks);
+  pool.ForgetAll();
+  EXPECT_FALSE(pool.Find(kEmptyPrefix, {1, 2}));
+  EXPECT_EQ(pool.available(), 3);
+  EXPECT_THAT(Take(pool, 3), UnorderedElementsAre(0, 1, 2));
 }
 
 }  // namespace

@@ -142,6 +142,34 @@ TEST_F(EngineTest, FailedStepEndsItsSequencesAndTheEngineGoesOn) {
   EXPECT_EQ(next.tokens[0], Continuation({1}, 5));
 }
 
+TEST_F(EngineTest, ACacheLostInAStepEndsOnlyItsSequences) {
+  const std::vector<int32_t> prompt = {1, 2, 3, 4, 5, 6, 7, 8};
+  // One is held up, with tokens in the cache; the other takes the step that fails.
+  Seen held;
+  absl::Notification paused;
+  const EngineCallback record = Record(held);
+  const auto id = engine_->Submit(Request(prompt, 6), [&](const EngineEvent& event) {
+    record(event);
+    if (held.tokens[0].size() != 1) return Flow::kContinue;
+    paused.Notify();
+    return Flow::kPause;
+  });
+  ASSERT_TRUE(id.ok());
+  paused.WaitForNotification();
+  runner_->LoseNext();
+  Seen failed;
+  ASSERT_TRUE(engine_->Submit(Request({9}, 5), Record(failed)).ok());
+  failed.ended.WaitForNotification();
+  EXPECT_EQ(failed.status, absl::UnavailableError("the process is gone"));
+  engine_->Resume(*id);
+  held.ended.WaitForNotification();
+  EXPECT_EQ(held.tokens[0], Continuation(prompt, 6));
+  Seen again;
+  ASSERT_TRUE(engine_->Submit(Request(prompt, 6), Record(again)).ok());
+  again.ended.WaitForNotification();
+  EXPECT_EQ(again.tokens[0], Continuation(prompt, 6));
+}
+
 TEST_F(EngineTest, PassedDeadlineEndsTheRequest) {
   runner_->Allow(0);
   EngineRequest request = Request({1}, 5);

@@ -2,6 +2,7 @@
 // wrong blocks, positions or sharing give wrong tokens.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -21,6 +22,8 @@ class FakeRunner : public ModelRunner {
   int32_t vocab_size() const override { return kVocab; }
   int64_t weight_bytes() const override { return 0; }
 
+  int64_t kv_epoch() override { return epoch_; }
+
   absl::StatusOr<StepOutputs> Step(const StepInputs& inputs) override {
     {
       absl::MutexLock lock(&mutex_);
@@ -30,6 +33,11 @@ class FakeRunner : public ModelRunner {
       if (fail_next_) {
         fail_next_ = false;
         return absl::InternalError("the device is gone");
+      }
+      if (lose_next_) {
+        lose_next_ = false;
+        LoseCache();
+        return absl::UnavailableError("the process is gone");
       }
     }
     StepOutputs outputs;
@@ -45,6 +53,17 @@ class FakeRunner : public ModelRunner {
   void FailNext() {
     absl::MutexLock lock(&mutex_);
     fail_next_ = true;
+  }
+
+  // The next step fails and the cache is lost with it.
+  void LoseNext() {
+    absl::MutexLock lock(&mutex_);
+    lose_next_ = true;
+  }
+  // Between steps, by who steps.
+  void LoseCache() {
+    std::ranges::fill(cache_, -1);
+    ++epoch_;
   }
 
   static int32_t Next(const std::vector<int32_t>& tokens) {
@@ -83,6 +102,8 @@ class FakeRunner : public ModelRunner {
   absl::Mutex mutex_;
   int64_t steps_allowed_ = -1;
   bool fail_next_ = false;
+  bool lose_next_ = false;
+  int64_t epoch_ = 0;
 };
 
 }  // namespace nibble

@@ -81,6 +81,10 @@ class Stepper {
     ASSERT_TRUE(scheduler.empty());
   }
   void FailNext() { runner_.FailNext(); }
+  void LoseCache() {
+    runner_.LoseCache();
+    scheduler.LoseCache();
+  }
 
   absl::Time now = absl::UnixEpoch();
   std::map<std::pair<RequestId, int32_t>, Outcome> outcomes;
@@ -283,6 +287,26 @@ TEST(SchedulerTest, AKnownPromptIsScoredAllTheSame) {
   EXPECT_EQ((stepper.outcomes[{2, 0}].tokens), Continuation(Counting(0, 20), 2));
 }
 
+TEST(SchedulerTest, ALostCacheIsComputedAgainAndRemembersNothing) {
+  Stepper stepper(100, {.max_step_tokens = 64, .max_sequences = 4});
+  stepper.Submit(1, Ask(Counting(0, 9), 6));
+  stepper.Submit(2, Ask(Counting(50, 5), 6));
+  stepper.Step();
+  stepper.Step();
+  stepper.LoseCache();
+  EXPECT_EQ(stepper.scheduler.stats().kv_blocks_used, 0);
+  // Prompt and the two tokens told since, in one go.
+  EXPECT_THAT(stepper.Step(), ElementsAre(Stepper::Row(1, 0, 11), Stepper::Row(2, 0, 7)));
+  stepper.StepUntilEmpty();
+  stepper.LoseCache();
+  stepper.Submit(3, Ask(Counting(0, 9), 6));
+  stepper.StepUntilEmpty();
+  EXPECT_EQ((stepper.outcomes[{1, 0}].tokens), Continuation(Counting(0, 9), 6));
+  EXPECT_EQ((stepper.outcomes[{2, 0}].tokens), Continuation(Counting(50, 5), 6));
+  EXPECT_EQ((stepper.outcomes[{3, 0}].tokens), Continuation(Counting(0, 9), 6));
+  EXPECT_EQ((stepper.outcomes[{3, 0}].cached), 0);
+}
+
 // Everything at random: every choice ends once, with the tokens it gets when it runs alone.
 class RandomSchedule : public testing::TestWithParam<bool> {};
 
@@ -326,6 +350,7 @@ TEST_P(RandomSchedule, GivesEveryoneTheirOwnTokens) {
     if (chance(8)) {
       for (const RequestId id : std::exchange(paused, {})) stepper.scheduler.SetPaused(id, false);
     }
+    if (chance(300)) stepper.LoseCache();
     stepper.Step();
     if (HasFatalFailure()) return;
     const EngineStats stats = stepper.scheduler.stats();

@@ -34,6 +34,42 @@ TEST(ParseCommandLine, DevicesAreAListWithEachGpuOnce) {
   }
 }
 
+TEST(ParseCommandLine, AGpusModelsAreInProcessesOfTheirOwn) {
+  using Runner = Config::Runner;
+  const auto parse = [](std::vector<std::string> arguments) {
+    arguments.insert(arguments.begin(), {"--data-root", "d"});
+    return Parse(arguments);
+  };
+  EXPECT_EQ(std::get<Config>(parse({})).runner, Runner::kInline);
+  EXPECT_EQ(std::get<Config>(parse({})).device, Device{});
+  EXPECT_EQ(std::get<Config>(parse({"--runner", "process"})).runner, Runner::kProcess);
+  const Config gpu = std::get<Config>(
+      parse({"--device", "cuda:1", "--gpu-memory-fraction", "0.5", "--kv-format", "e4m3"}));
+  EXPECT_EQ(gpu.runner, Runner::kProcess);
+  EXPECT_EQ(gpu.device, (Device{.type = Device::Type::kCuda, .index = 1}));
+  EXPECT_EQ(gpu.gpu_memory_fraction, 0.5);
+  EXPECT_EQ(gpu.kv_format, KvFormat::kE4M3);
+  const std::vector<std::vector<std::string>> wrong = {
+      {"--device", "gpu"},           {"--device", "cuda:0", "--runner", "inline"},
+      {"--runner", "thread"},        {"--kv-format", "e4m3"},
+      {"--kv-format", "int8"},       {"--gpu-memory-fraction", "1.1"},
+      {"--gpu-memory-fraction", "0"}};
+  for (const auto& arguments : wrong) {
+    const auto parsed = parse(arguments);
+    ASSERT_TRUE(std::holds_alternative<int>(parsed)) << testing::PrintToString(arguments);
+    EXPECT_NE(std::get<int>(parsed), 0);
+  }
+}
+
+TEST(ParseCommandLine, TheRunnerTakesTheDaemonsOptions) {
+  const Config config = std::get<Config>(Parse(
+      {"runner", "--folder", "d/models/m", "--f32", "--data-root", "d", "--kv-bytes", "1048576"}));
+  EXPECT_EQ(config.role, Config::Role::kRunner);
+  EXPECT_EQ(config.model_folder, "d/models/m");
+  EXPECT_EQ(config.compute, Compute::kF32);
+  EXPECT_EQ(config.kv_bytes, 1048576);
+}
+
 TEST(ParseCommandLine, TheWorkerTakesTheDaemonsOptions) {
   const Config config =
       std::get<Config>(Parse({"worker", "--data-root", "d", "--log-level", "debug"}));

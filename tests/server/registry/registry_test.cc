@@ -21,7 +21,7 @@ class RegistryTest : public testing::Test {
     Registry::Options options{.root = root_};
     options.make_runner =
         [this](const std::filesystem::path&,
-               const LocalRunnerOptions&) -> absl::StatusOr<std::unique_ptr<ModelRunner>> {
+               const RunnerOptions&) -> absl::StatusOr<std::unique_ptr<ModelRunner>> {
       ++loads_;
       may_load_.WaitForNotification();
       if (fails_) return absl::DataLossError("a tensor is broken");

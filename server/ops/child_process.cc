@@ -1,5 +1,6 @@
-#include "server/jobs/child_process.h"
+#include "server/ops/child_process.h"
 
+#include <poll.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -8,6 +9,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <thread>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -73,6 +75,17 @@ std::string WaitForChild(pid_t pid) {
     return StrCat("was killed by signal ", number, " (", strsignal(number), ")");
   }
   return StrCat("exited with status ", WEXITSTATUS(status));
+}
+
+void EndWithSocket(int socket) {
+  std::thread([socket] {
+    pollfd hangup = {socket, POLLRDHUP, 0};
+    while (poll(&hangup, 1, -1) < 0) {
+    }
+    _exit(0);
+  }).detach();
+  // The hangup is still seen where the parent ends before this.
+  prctl(PR_SET_PDEATHSIG, 0);
 }
 
 }  // namespace nibble
