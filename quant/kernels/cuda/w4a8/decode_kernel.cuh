@@ -32,10 +32,9 @@ struct DecodeBlock {
 
 __device__ __forceinline__ SliceStream TileStream(const DecodeArguments& args,
                                                   const DecodeBlock& block) {
-  const int64_t stride = int64_t{args.slice_count} * args.slice_bytes;
-  return {args.weights.slices + block.first_tile * stride,
-          stride,
-          block.tiles - 1,
+  return {args.weights.slices + int64_t{block.first_tile} * args.slice_bytes,
+          args.weights.row_tiles * args.slice_bytes,
+          block.tiles,
           args.plan.k_groups,
           args.part_slices,
           block.split * args.plan.k_groups * args.part_slices,
@@ -208,7 +207,8 @@ __device__ __forceinline__ void MultiplyTile(const DecodeArguments& args, const 
                                              const SliceStream& stream, const Ring& ring,
                                              const DecodeSmall& small, uint32_t base) {
   const DecodePlan& plan = args.plan;
-  const int warpgroup = static_cast<int>(threadIdx.x) / 128;
+  // Known to be the same for all of a warp, as what a product's descriptor follows from must be.
+  const int warpgroup = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128, 0);
   const int thread = static_cast<int>(threadIdx.x) % 128;
   const int tile = warpgroup % plan.tiles;
   const int part = warpgroup / plan.tiles;
@@ -219,8 +219,13 @@ __device__ __forceinline__ void MultiplyTile(const DecodeArguments& args, const 
   Sums<kTokens> sums = {};
   if constexpr (kKind == Kind::kFolded) {
     FoldedSums<kGroups, kTokens> folded(small.tables, thread);
+    const uint32_t codes = Opaque(ring.Codes(0, tile));
+    const int stage_bytes = ring.tiles * ring.slice_bytes;
+    const uint64_t x = SwizzledDescriptor(ring.x);
+    const int x_step = ring.x_bytes / 16;
     ConsumePipelined(
-        stream, ring, part, [&](int stage) { folded.Add(ring.Codes(stage, tile), ring.X(stage)); },
+        stream, ring, part,
+        [&](int stage) { folded.Add(codes + stage * stage_bytes, x + stage * x_step); },
         [&] { folded.Finish(); });
 #pragma unroll
     for (int i = 0; i < kTokens / 2; ++i) sums[i] = folded.sums()[i];

@@ -32,7 +32,13 @@ __device__ __forceinline__ SliceStream LorcStream(const DecodeArguments& args) {
   const LorcPiece piece(args);
   const uint8_t* weights =
       args.weights.lorc_b + int64_t{piece.tile} * args.slice_count * kLorcSliceBytes;
-  return {weights, 0, 0, 1, args.piece_slices, piece.piece * args.piece_slices, args.slice_count};
+  return {weights,
+          LorcSliceBytes(piece.bands),
+          1,
+          1,
+          args.piece_slices,
+          piece.piece * args.piece_slices,
+          args.slice_count};
 }
 
 // Where the piece's sums go: [64][token tile].

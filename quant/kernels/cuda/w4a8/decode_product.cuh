@@ -61,11 +61,16 @@ struct PairTables {
   }
 };
 
-// 4-bit codes of k-steps [first, first + 2) to A fragments.
+// A thread's 4-bit codes of k-steps [first, first + 2).
+__device__ __forceinline__ uint4 LoadNibblePair(uint32_t codes, int thread, int first) {
+  return SharedLoad16(codes + first / 2 * 2048 + thread * 16);
+}
+
+// These to A fragments.
 template <int kGroups>
-__device__ __forceinline__ void LoadNibblePair(uint32_t codes, const PairTables<kGroups>& tables,
-                                               int thread, int first, uint32_t (*a)[4]) {
-  const uint4 words = SharedLoad16(codes + first / 2 * 2048 + thread * 16);
+__device__ __forceinline__ void ExpandNibblePair(const uint4& words,
+                                                 const PairTables<kGroups>& tables,
+                                                 uint32_t (*a)[4]) {
   const auto expand = [&](uint32_t word, int s, int half) {
     const auto table = [&](int upper) { return tables.table[GroupOf<kGroups>(s, upper)][half]; };
     ExpandWord(word, table(0), table(1), a[s][half], a[s][2 + half]);
@@ -153,7 +158,7 @@ __device__ __forceinline__ void AddScaledSlice(uint32_t codes, uint32_t x, uint3
     plain.Set(0, tables, bias, bias);
 #pragma unroll
     for (int step = 0; step < kSteps; step += 2) {
-      LoadNibblePair<1>(codes, plain, thread, step, a + step);
+      ExpandNibblePair<1>(LoadNibblePair(codes, thread, step), plain, a + step);
     }
   }
   AddScaledProduct<kGroups, kTokens>(a, codes + CodeBytes(kKind), x, thread, sums);
@@ -166,14 +171,19 @@ class FoldedSums {
  public:
   __device__ FoldedSums(uint32_t tables, int thread) : tables_(tables), thread_(thread) {}
 
-  // Reads `codes` now and `x` until the next Add or Finish has returned.
-  __device__ __forceinline__ void Add(uint32_t codes, uint32_t x) {
-    const uint64_t descriptor = SwizzledDescriptor(x);
-    Expand(codes, 0);
+  // Reads `codes` now and x, of that descriptor, until the next Add or Finish has returned.
+  __device__ __forceinline__ void Add(uint32_t codes, uint64_t x) {
+    const uint4 first = LoadNibblePair(codes, thread_, 0);
+    uint4 second;
+    if (kRoom) second = LoadNibblePair(codes, thread_, kHalf);
+    fold_.Load(codes, tables_, thread_, 0);
+    ExpandNibblePair<kGroups>(first, fold_, a_);
     Finish();
-    Start(0, descriptor);
-    Expand(codes, kHalf);
-    Start(kHalf, descriptor);
+    Start(0, x);
+    if (!kRoom) second = LoadNibblePair(codes, thread_, kHalf);
+    if (kGroups > 1) fold_.Load(codes, tables_, thread_, kHalf);
+    ExpandNibblePair<kGroups>(second, fold_, a_ + kHalf);
+    Start(kHalf, x);
   }
 
   __device__ __forceinline__ void Finish() {
@@ -188,11 +198,7 @@ class FoldedSums {
  private:
   static constexpr int kHalf = kSteps / 2;
   static_assert(kHalf == 2);
-
-  __device__ __forceinline__ void Expand(uint32_t codes, int first) {
-    if (first == 0 || kGroups > 1) fold_.Load(codes, tables_, thread_, first);
-    LoadNibblePair<kGroups>(codes, fold_, thread_, first, a_ + first);
-  }
+  static constexpr bool kRoom = kTokens < 64;  // in registers, for codes ahead of their turn
 
   __device__ __forceinline__ void Start(int first, uint64_t descriptor) {
     Settle(products_);

@@ -44,9 +44,9 @@ struct RingPlace {
 
 // The slices that pass through a block's ring: step by step, and in each step one of each part.
 struct SliceStream {
-  const uint8_t* weights;  // slice 0 of the first row tile
-  int64_t tile_stride;     // bytes to the next row tile's
-  int last_tile;           // row tiles beyond it repeat it
+  const uint8_t* weights;  // slice 0 of the first row tile, followed by those of its neighbours
+  int64_t slice_stride;    // bytes to the next slice of the same row tile
+  int tiles;               // that exist; the ring's others are left as they are
   int parts;
   int part_slices;
   int first_slice;
@@ -99,12 +99,10 @@ class Producer {
   __device__ void LoadWeights(int part, int step, int stage) const {
     const int slice = stream_.SliceOf(step, part);
     if (slice < 0) return BarrierArrive(ring_.Full(stage));
-    BarrierArriveExpect(ring_.Full(stage), ring_.x_bytes + ring_.tiles * ring_.slice_bytes);
-    const uint8_t* from = stream_.weights + int64_t{slice} * ring_.slice_bytes;
-    for (int tile = 0; tile < ring_.tiles; ++tile) {
-      BulkLoad(ring_.Codes(stage, tile), from + min(tile, stream_.last_tile) * stream_.tile_stride,
-               ring_.slice_bytes, ring_.Full(stage), policy_);
-    }
+    const uint32_t bytes = stream_.tiles * ring_.slice_bytes;
+    BarrierArriveExpect(ring_.Full(stage), ring_.x_bytes + bytes);
+    BulkLoad(ring_.Codes(stage, 0), stream_.weights + slice * stream_.slice_stride, bytes,
+             ring_.Full(stage), policy_);
   }
 
   __device__ void LoadX(int part, int step, int stage) const {
@@ -144,22 +142,35 @@ template <class Product, class Finish>
 __device__ __forceinline__ void ConsumePipelined(const SliceStream& stream, const Ring& ring,
                                                  int part, Product&& product, Finish&& finish) {
   const int count = stream.CountOf(part);
-  RingPlace place;
-  place.Advance(part, ring.stages);
-  int before = place.stage;
+  const uint32_t full = Opaque(ring.full);
+  const uint32_t empty = Opaque(ring.empty);
+  const bool frees = threadIdx.x % 32 == 0;
+  int stage = part;
+  uint32_t round = 0;
+  uint32_t before = 0;
+  const auto free = [&](uint32_t barrier) {
+    __syncwarp();
+    if (frees) BarrierArrive(barrier);
+  };
+  const auto advance = [&] {
+    stage += stream.parts;
+    const bool wraps = stage >= ring.stages;
+    if (wraps) stage -= ring.stages;
+    round ^= wraps ? 1 : 0;
+  };
   for (int step = 0; step < count; ++step) {
-    BarrierWait(ring.Full(place.stage), place.round);
-    product(place.stage);
-    if (step > 0) FreeStage(ring, before);
-    before = place.stage;
-    place.Advance(stream.parts, ring.stages);
+    BarrierWait(full + stage * 8, round);
+    product(stage);
+    if (step > 0) free(before);
+    before = empty + stage * 8;
+    advance();
   }
   finish();
-  if (count > 0) FreeStage(ring, before);
+  if (count > 0) free(before);
   for (int step = count; step < stream.part_slices; ++step) {
-    BarrierWait(ring.Full(place.stage), place.round);
-    FreeStage(ring, place.stage);
-    place.Advance(stream.parts, ring.stages);
+    BarrierWait(full + stage * 8, round);
+    free(empty + stage * 8);
+    advance();
   }
 }
 

@@ -5,7 +5,8 @@
 // columns are zero codes. A slice holds its codes and then its scales, and is copied to shared
 // memory as one piece:
 //
-//   prepared    [row tile][slice][SliceBytes]
+//   prepared    [slice][row tile][SliceBytes]: what all blocks read at the same time lies together,
+//               which memory delivers nearly twice as fast as streams far apart
 //   slice       codes, then scales of GroupsPerSlice groups
 //     4 bits      [2 k-step pairs][128 threads][16 B]   16 B: words (k-step, row half), 8 codes
 //     each 8 bits      [4 k-steps][row bands of 16][32 lanes][16 B]
@@ -62,6 +63,12 @@ NIBBLE_HOST_DEVICE constexpr int ScaleBytes(Kind kind) {  // of one group of a r
 }
 NIBBLE_HOST_DEVICE constexpr int SliceBytes(Kind kind, int group_size) {
   return CodeBytes(kind) + GroupsPerSlice(group_size) * ScaleBytes(kind);
+}
+
+// Which of the prepared slices that of a row tile is.
+NIBBLE_HOST_DEVICE constexpr int64_t SliceIndex(int64_t slice, int64_t row_tile,
+                                                int64_t row_tiles) {
+  return slice * row_tiles + row_tile;
 }
 
 // The place of (row, col) in the A fragments of its slice.

@@ -46,7 +46,7 @@ struct PreparedLinear {
   SegmentTable segments = {};
   int ranks = 0;                        // LoRC ranks of all segments, each rounded up to 16
   int max_rank = 0;                     // of one segment
-  const uint8_t* slices = nullptr;      // [row tile][slice][SliceBytes]
+  const uint8_t* slices = nullptr;      // [slice][row tile][SliceBytes]
   const float* row_scale = nullptr;     // [row tiles * 64]: folded S_row * 2^-bias, else 1
   const __nv_bfloat16* bias = nullptr;  // [row tiles * 64], or null
   const uint4* lorc_a = nullptr;        // see RowTile

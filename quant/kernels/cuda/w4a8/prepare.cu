@@ -60,11 +60,23 @@ __device__ uint32_t CodeAt(const DeviceQuantizedMatrix& m, bool bytes, int64_t r
   return m.codes[row * ((m.cols + 1) / 2) + col / 2] >> (4 * (col % 2)) & 0xf;
 }
 
+// Where the slices of a matrix go, of a PreparedLinear's row tiles from `first_tile` on.
+struct SlicePlaces {
+  uint8_t* slices;
+  int slice_bytes;
+  int64_t first_tile;
+  int64_t row_tiles;
+
+  __device__ uint8_t* At(int64_t slice, int64_t tile) const {
+    return slices + SliceIndex(slice, first_tile + tile, row_tiles) * slice_bytes;
+  }
+};
+
 // One thread four neighbouring columns of a row, which share a 32-bit word; a block one slice.
-__global__ void ArrangeCodes(DeviceQuantizedMatrix m, Kind kind, int slice_bytes, uint8_t* slices) {
+__global__ void ArrangeCodes(DeviceQuantizedMatrix m, Kind kind, SlicePlaces places) {
   const int64_t slice = blockIdx.x;
   const int64_t tile = blockIdx.y;
-  uint8_t* to = slices + (tile * gridDim.x + slice) * slice_bytes;
+  uint8_t* to = places.At(slice, tile);
   for (int i = static_cast<int>(threadIdx.x); i < kTileRows * kSliceCols / 4; i += kThreads) {
     const int row = i / (kSliceCols / 4);
     const int col = i % (kSliceCols / 4) * 4;
@@ -90,11 +102,10 @@ __global__ void ArrangeCodes(DeviceQuantizedMatrix m, Kind kind, int slice_bytes
 }
 
 // One thread the scales of one row (scaled) or of rows r and r + 8 (folded); a block one slice.
-__global__ void ArrangeScales(DeviceQuantizedMatrix m, Kind kind, int slice_bytes,
-                              uint8_t* slices) {
+__global__ void ArrangeScales(DeviceQuantizedMatrix m, Kind kind, SlicePlaces places) {
   const int64_t slice = blockIdx.x;
   const int64_t tile = blockIdx.y;
-  uint8_t* to = slices + (tile * gridDim.x + slice) * slice_bytes + CodeBytes(kind);
+  uint8_t* to = places.At(slice, tile) + CodeBytes(kind);
   const int local = static_cast<int>(threadIdx.x);
   const int64_t row = tile * kTileRows + local;
   const int64_t groups = Groups(m);
@@ -308,19 +319,18 @@ T* Writable(const T* array) {
 
 absl::Status FillWeights(const PreparedLinear& out, const SegmentPlace& place,
                          const Segment& segment, cudaStream_t stream) {
-  const int slice_bytes = SliceBytes(out.kind, out.group_size);
+  const SlicePlaces places = {Writable(out.slices), SliceBytes(out.kind, out.group_size),
+                              place.first_tile, out.row_tiles};
   const auto slice_count = static_cast<unsigned>(out.slice_count());
   const auto tiles = static_cast<unsigned>(CeilDiv(place.rows, kTileRows));
   const dim3 grid(slice_count, tiles);
-  uint8_t* slices =
-      Writable(out.slices) + int64_t{place.first_tile} * out.slice_count() * slice_bytes;
   const int64_t first_row = int64_t{place.first_tile} * kTileRows;
   ArrangeRowScales<<<tiles, kTileRows, 0, stream>>>(segment.weight, out.kind,
                                                     Writable(out.row_scale) + first_row);
   NIBBLE_RETURN_IF_ERROR(CheckLaunch("ArrangeRowScales"));
-  ArrangeCodes<<<grid, kThreads, 0, stream>>>(segment.weight, out.kind, slice_bytes, slices);
+  ArrangeCodes<<<grid, kThreads, 0, stream>>>(segment.weight, out.kind, places);
   NIBBLE_RETURN_IF_ERROR(CheckLaunch("ArrangeCodes"));
-  ArrangeScales<<<grid, kTileRows, 0, stream>>>(segment.weight, out.kind, slice_bytes, slices);
+  ArrangeScales<<<grid, kTileRows, 0, stream>>>(segment.weight, out.kind, places);
   NIBBLE_RETURN_IF_ERROR(CheckLaunch("ArrangeScales"));
   if (out.bias == nullptr) return absl::OkStatus();
   ArrangeBias<<<tiles, kTileRows, 0, stream>>>(segment.bias, segment.weight.rows,

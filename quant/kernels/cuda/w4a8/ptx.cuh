@@ -14,6 +14,12 @@ __device__ __forceinline__ uint32_t SharedAddress(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+// `value`, computed here and kept: the compiler would compute addresses again in every loop.
+__device__ __forceinline__ uint32_t Opaque(uint32_t value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 // --- mbarrier: a phase ends when `count` arrivals and all announced bytes have come.
 
 __device__ __forceinline__ void BarrierInit(uint32_t barrier, uint32_t count) {

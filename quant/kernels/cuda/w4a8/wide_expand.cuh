@@ -11,7 +11,7 @@
 namespace nibble::w4a8 {
 
 struct ExpandJob {
-  const uint8_t* slices;  // kFolded: [row tile][slice][slice_bytes]
+  const uint8_t* slices;  // kFolded: [slice][row tile][slice_bytes]
   uint8_t* expanded;      // [row tile][slice][4 k-steps][128 threads][16 B]
   uint32_t* counters;     // [0]: blocks that have ended; [1 + row tile]: slices that are expanded
   int row_tiles;
@@ -63,7 +63,8 @@ __device__ __forceinline__ void ExpandWeights(const ExpandJob& job, uint32_t tab
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int units = job.row_tiles * job.slice_count;
   for (int unit = worker; unit < units; unit += workers) {
-    const uint8_t* slice = job.slices + int64_t{unit} * job.slice_bytes;
+    const int64_t index = SliceIndex(unit % job.slice_count, unit / job.slice_count, job.row_tiles);
+    const uint8_t* slice = job.slices + index * job.slice_bytes;
     uint8_t* out = job.expanded + int64_t{unit} * ExpandedSliceBytes();
 #pragma unroll
     for (int band = 0; band < kTileRows / kBandRows; ++band) {

@@ -265,7 +265,7 @@ __device__ void Produce(const WideArguments& args, const WideRing& ring, int clu
   const int part = Config::kTokens / plan.cluster;  // tokens that this block loads
   const uint32_t bytes = Config::kXBytes + Config::kRowTiles * ring.weight_bytes;
   const auto everyone = static_cast<uint16_t>((1 << plan.cluster) - 1);
-  const uint8_t* weights = kExpanded ? job.expanded : job.slices;
+  const int64_t slice_stride = int64_t{kExpanded ? 1 : job.row_tiles} * ring.weight_bytes;
   RingPosition at;
   for (int index = cluster_index; index < plan.tiles(); index += plan.clusters) {
     const BlockTile tile = BlockTileAt(plan, index, rank);
@@ -273,8 +273,12 @@ __device__ void Produce(const WideArguments& args, const WideRing& ring, int clu
 #pragma unroll
     for (int r = 0; r < Config::kRowTiles; ++r) {
       const int row_tile = ExistingTile(tile.row_tile + r, job.row_tiles);
-      from[r] = weights + int64_t{row_tile} * job.slice_count * ring.weight_bytes;
-      if constexpr (kExpanded) WaitForRowTile(job, row_tile);
+      if constexpr (kExpanded) {
+        from[r] = job.expanded + int64_t{row_tile} * job.slice_count * ring.weight_bytes;
+        WaitForRowTile(job, row_tile);
+      } else {
+        from[r] = job.slices + int64_t{row_tile} * ring.weight_bytes;
+      }
     }
     for (int slice = 0; slice < job.slice_count; ++slice) {
       const uint32_t full = ring.full + at.stage * 8;
@@ -291,7 +295,7 @@ __device__ void Produce(const WideArguments& args, const WideRing& ring, int clu
       for (int r = 0; r < Config::kRowTiles; ++r) {
         BulkLoad(ring.weights + (at.stage * Config::kRowTiles + r) * ring.weight_bytes, from[r],
                  ring.weight_bytes, full);
-        from[r] += ring.weight_bytes;
+        from[r] += slice_stride;
       }
       at.Advance(1, ring.stages);
     }

@@ -76,11 +76,11 @@ inline SegmentTable PlaceSegments(const std::vector<HostSegment>& segments) {
 // One segment's codes and scales into the slices of its row tiles.
 inline void ArrangeWeight(const QuantizedMatrix& m, int first_tile, ArrangedLinear& out) {
   const int slice_bytes = SliceBytes(Kind::kFolded, m.spec.group_size);
-  const int64_t slices = CeilDiv(m.cols, kSliceCols);
   const int groups = GroupsPerSlice(m.spec.group_size);
   const auto slice_of = [&](int64_t row, int64_t col) {
     return out.slices.data() +
-           ((first_tile + row / kTileRows) * slices + col / kSliceCols) * slice_bytes;
+           SliceIndex(col / kSliceCols, first_tile + row / kTileRows, out.linear.row_tiles) *
+               slice_bytes;
   };
   for (int64_t row = 0; row < m.rows; ++row) {
     const auto in_tile = static_cast<int>(row % kTileRows);

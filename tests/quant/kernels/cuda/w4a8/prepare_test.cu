@@ -124,7 +124,7 @@ TEST_F(Preparation, ScaledKindsKeepCodesAndScales) {
   for (int64_t row = 0; row < 2 * kTileRows; ++row) {
     for (int64_t col = 0; col < linear.slice_count() * kSliceCols; ++col) {
       const uint8_t* slice =
-          &slices[(row / kTileRows * linear.slice_count() + col / kSliceCols) * slice_bytes];
+          &slices[SliceIndex(col / kSliceCols, row / kTileRows, linear.row_tiles) * slice_bytes];
       const auto in_tile = static_cast<int>(row % kTileRows);
       const auto in_slice = static_cast<int>(col % kSliceCols);
       const bool exists = row < kRows && col < kCols;
