@@ -82,16 +82,16 @@ struct Work {
   const int32_t* pages;     // of the chunk
 
   __device__ explicit Work(const DecodeShape& shape)
-      : sequence(shape.work_sequence[blockIdx.x]),
-        tile(shape.work_tile[blockIdx.x]),
-        chunk(shape.work_chunk[blockIdx.x]),
-        keys(shape.work_keys[blockIdx.x]),
-        first_token(shape.work_query[blockIdx.x]),
-        queries(shape.work_queries[blockIdx.x]),
-        length(shape.work_length[blockIdx.x]),
+      : sequence(shape.work_sequence[blockIdx.y]),
+        tile(shape.work_tile[blockIdx.y]),
+        chunk(shape.work_chunk[blockIdx.y]),
+        keys(shape.work_keys[blockIdx.y]),
+        first_token(shape.work_query[blockIdx.y]),
+        queries(shape.work_queries[blockIdx.y]),
+        length(shape.work_length[blockIdx.y]),
         first_key(chunk * keys),
         last_key(min(first_key + keys, length)),
-        pages(shape.pages + shape.work_page[blockIdx.x]) {}
+        pages(shape.pages + shape.work_page[blockIdx.y]) {}
 
   __device__ int page_count() const { return (last_key - first_key + kPageKeys - 1) / kPageKeys; }
   __device__ bool HasRow(const DecodeShape& shape, int row) const {
@@ -134,7 +134,7 @@ class PageRing {
       const int row = at / kPieces;
       const int piece = at % kPieces;
       const uint8_t* from =
-          cache + ((slot + row) * shape_.kv_heads + blockIdx.y) * (kPieces * 16) + piece * 16;
+          cache + ((slot + row) * shape_.kv_heads + blockIdx.x) * (kPieces * 16) + piece * 16;
       const uint32_t place = R::kNarrow ? at * 16 : Tile16<kDim>::At(row, piece);
       CopyAsync16(to + place, from, row < there);
     }
@@ -214,7 +214,7 @@ class WarpAttention {
       const int of_sequence = work.tile * kRows + row;
       const bool there = work.HasRow(shape, row);
       const int64_t token = work.first_token + (there ? of_sequence / shape.group : 0);
-      const int head = static_cast<int>(blockIdx.y) * shape.group + of_sequence % shape.group;
+      const int head = static_cast<int>(blockIdx.x) * shape.group + of_sequence % shape.group;
       const __nv_bfloat16* q = shape.q + (token * heads + (there ? head : 0)) * kDim;
 #pragma unroll
       for (int s = 0; s < kSteps; ++s) {
@@ -333,7 +333,7 @@ __device__ void WritePartials(const DecodeShape& shape, const Work& work, const 
     const int of_sequence = work.tile * kRows + row;
     const int64_t partial =
         shape.sequence_partial[work.sequence] + of_sequence / shape.group * chunks + work.chunk;
-    const int64_t at = partial * heads + blockIdx.y * shape.group + of_sequence % shape.group;
+    const int64_t at = partial * heads + blockIdx.x * shape.group + of_sequence % shape.group;
     float largest = kNone;
     for (int w = 0; w < kWarps; ++w) {
       largest = fmaxf(largest, merge[(w * kRows + row) * kPitch + kDim]);
@@ -360,7 +360,7 @@ __global__ void __launch_bounds__(kWarps * 32, 3)
   using R = Ring<Kv, kDim>;
   extern __shared__ __align__(128) uint8_t shared[];
   LetNextKernelStart();
-  if (shape.work_valid[blockIdx.x] == 0) return;
+  if (shape.work_valid[blockIdx.y] == 0) return;
   const Work work(shape);
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const uint32_t base = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
@@ -410,7 +410,7 @@ absl::Status LaunchDecode(const DecodeShape& shape, int work, cudaStream_t strea
       CheckCuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
                 "decode attention's shared memory"));
   return LaunchOverlapped("DecodeAttention", kernel,
-                          dim3(static_cast<unsigned>(work), static_cast<unsigned>(shape.kv_heads)),
+                          dim3(static_cast<unsigned>(shape.kv_heads), static_cast<unsigned>(work)),
                           dim3(kWarps * 32), kShared, stream, shape);
 }
 

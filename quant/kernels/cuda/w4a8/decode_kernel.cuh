@@ -117,6 +117,7 @@ __device__ __forceinline__ void Load(const DecodeArguments& args, const DecodeBl
   WaitForEarlierGrids();
   if (lane == 0) {
     producer.Run();
+    LetNextGridStart();  // not earlier: its blocks would crowd where this grid leaves room
   } else if (!lorc) {
     for (int token = lane - 1; token < args.tokens; token += 31) {
       SharedStore4(small.x_scale + token * 4, args.x_scale[token]);
@@ -263,7 +264,6 @@ __device__ __forceinline__ void Decode(const DecodeArguments& args) {
   const DecodeSmall small(args, base);
   Producer producer(stream, ring, &args.x);
 
-  LetNextGridStart();
   if (loads) {
     if (lane == 0) {
       for (int stage = 0; stage < ring.stages; ++stage) {
@@ -289,17 +289,17 @@ __device__ __forceinline__ void Decode(const DecodeArguments& args) {
   }
   if (lorc) return;
 
-  const auto meet = [&] {
-    if (plan.splits > 1) {
-      ClusterArrive();
-      ClusterWait();
-    } else {
-      __syncthreads();
-    }
-  };
-  meet();
+  if (plan.splits > 1) {
+    ClusterArrive();
+    ClusterWait();
+  } else {
+    __syncthreads();
+  }
   if (!loads) WriteOutputs<kTokens>(args, block, small, base);
-  if (plan.splits > 1) meet();  // others read this block's sums
+  if (plan.splits > 1) {  // others read this block's sums
+    ClusterArriveRelaxed();
+    ClusterWait();
+  }
 }
 
 }  // namespace nibble::w4a8

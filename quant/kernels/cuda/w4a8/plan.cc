@@ -75,11 +75,13 @@ void CompletePlan(const LinearShape& shape, const Device& device, int blocks, in
   const int64_t part = CeilDiv(CeilDiv(shape.cols, kSliceCols), plan.parts());
   const int most = static_cast<int>(std::min<int64_t>(max_stages, part * plan.k_groups));
   const int budget = SharedBytes(device, blocks) - kSharedAlignment;
-  plan.stages = 1;
+  // A stage always holds slices of the same part: a warpgroup that is ahead of another must not
+  // take the barrier of the other's slice for that of its own.
+  plan.stages = plan.k_groups;
   while (plan.stages < most) {
-    ++plan.stages;
+    plan.stages += plan.k_groups;
     if (DecodeSharedMemory(plan, shape).bytes <= budget) continue;
-    --plan.stages;
+    plan.stages -= plan.k_groups;
     break;
   }
   plan.shared_bytes = DecodeSharedMemory(plan, shape).bytes + kSharedAlignment;

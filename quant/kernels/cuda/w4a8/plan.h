@@ -45,7 +45,7 @@ struct DecodePlan {
   int tiles = 0;       // row tiles of a block
   int k_groups = 0;    // parts of K of a block: 1, 2 or 4; tiles * k_groups <= kMaxWarpgroups
   int splits = 0;      // 1, 2, 4 or 8
-  int stages = 0;      // slices (each of `tiles` row tiles) in flight
+  int stages = 0;      // slices (each of `tiles` row tiles) in flight, a multiple of k_groups
   int lorc_tiles = 0;  // 0: no LoRC
   int lorc_pieces = 0;
   int row_blocks = 0;

@@ -246,6 +246,10 @@ __device__ __forceinline__ float4 ClusterLoad16(uint32_t cluster_address) {
 __device__ __forceinline__ void ClusterArrive() {
   asm volatile("barrier.cluster.arrive.release;" ::: "memory");
 }
+// The same for a block that has only read: what it wrote need not be seen by then.
+__device__ __forceinline__ void ClusterArriveRelaxed() {
+  asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+}
 __device__ __forceinline__ void ClusterWait() {
   asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
 }

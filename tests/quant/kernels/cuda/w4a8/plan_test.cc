@@ -41,6 +41,24 @@ TEST(PlanDecode, TwoBlocksShareAMultiprocessor) {
   }
 }
 
+// Warpgroups are apart by up to a slice, and a stage is always of the same part.
+TEST(PlanDecode, TheRingHoldsTwoSlicesOfEveryPart) {
+  for (const int64_t rows : {64, 4096, 8192, 12288, 22016}) {
+    for (const int64_t cols : {64, 128, 300, 4096, 11008}) {
+      for (const int64_t tokens : {1, 16, 32, 64}) {
+        for (const int rank : {0, 16, 64}) {
+          LinearShape shape = Shape(tokens, rows, cols);
+          shape.ranks = shape.max_rank = rank;
+          const DecodePlan plan = PlanDecode(shape);
+          const int64_t slices = CeilDiv(CeilDiv(cols, kSliceCols), plan.parts());
+          EXPECT_EQ(plan.stages % plan.k_groups, 0) << plan.ToString();
+          EXPECT_GE(plan.stages, plan.k_groups * std::min<int64_t>(slices, 2)) << plan.ToString();
+        }
+      }
+    }
+  }
+}
+
 TEST(PlanDecode, NoMoreStagesThanSlices) {
   EXPECT_EQ(PlanDecode(Shape(1, 4096, 4096)).stages, 8);   // of its part
   EXPECT_EQ(PlanDecode(Shape(64, 4096, 1024)).stages, 4);  // 2 in each of 2 parts
