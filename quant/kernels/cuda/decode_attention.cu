@@ -1,16 +1,15 @@
 // Decode attention reads every key and value once and does little with them: what counts is to have
-// many of them under way. A block has one tile of 16 rows (queries x heads of one key head) and one
+// many of them under way. A block has one tile of 8 or 16 rows (TileRows) and one
 // chunk of keys. Each of its warps goes through pages of its own, four apart, through a ring of
 // copies of its own, waits for no other warp, and keeps its own softmax; the four are merged at the
 // end. Keys and values are the tensor cores' A, so that a page of 16 keys is one of its heights:
 //   scores[key][row] = K[key][dim] q[row][dim]^T,  out[dim][row] = V[key][dim]^T p[key][row]
 // Pages of earlier steps are fetched before the kernels queued earlier have ended.
-#include <cuda_fp8.h>
-
 #include <cmath>
 
 #include "quant/base/status_macros.h"
 #include "quant/kernels/cuda/decode_attention.h"
+#include "quant/kernels/cuda/decode_pages.cuh"
 #include "quant/kernels/cuda/mma.cuh"
 #include "quant/kernels/cuda/overlap.cuh"
 
@@ -18,9 +17,7 @@ namespace nibble {
 namespace {
 
 constexpr int kWarps = 4;
-constexpr int kRows = 16;  // of a tile
-constexpr int kPageKeys = 16;
-constexpr int kColumnTiles = kRows / 8;
+constexpr int kWarpBytes = 16 * 1024;  // of shared memory
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kNone = -1e30f;  // below every score
 
@@ -44,34 +41,9 @@ struct DecodeShape {
   float* log_sums;  // [partials, heads]
   int group;
   int kv_heads;
+  int tile_rows;
   float score_scale;  // of q k, into the exponent of 2
   float value_scale;
-};
-
-// How a page of one head lies in shared memory: rows of 16-byte pieces, piece p of row r at
-// p ^ (r % 8), so that a column of eight rows is read without bank conflicts.
-template <int kDim>
-struct Tile16 {
-  static constexpr int kPieces = kDim * 2 / 16;
-  static constexpr int kBytes = kPageKeys * kDim * 2;
-  static_assert(kPieces >= 8);
-  static __device__ uint32_t At(int row, int piece) {
-    return (row * kPieces + (piece ^ (row & 7))) * 16;
-  }
-};
-
-template <class Kv, int kDim>
-struct Ring {
-  static constexpr bool kNarrow = sizeof(Kv) == 1;
-  using Number = std::conditional_t<kNarrow, __half, __nv_bfloat16>;  // what is multiplied
-  static constexpr int kPageBytes = kPageKeys * kDim * static_cast<int>(sizeof(Kv));
-  static constexpr int kStages = 2;
-  static constexpr int kWideBytes = kNarrow ? 2 * Tile16<kDim>::kBytes : 0;  // widened K and V
-  static constexpr int kWarpBytes = kStages * 2 * kPageBytes + kWideBytes;
-  // Merging needs a row of sums a warp and tile row.
-  static constexpr int kMergeBytes = kWarps * kRows * (kDim + 2) * 4;
-  static constexpr int kBytes =
-      kWarps * kWarpBytes > kMergeBytes ? kWarps* kWarpBytes : kMergeBytes;
 };
 
 // This block's piece of the step's work.
@@ -95,19 +67,20 @@ struct Work {
 
   __device__ int page_count() const { return (last_key - first_key + kPageKeys - 1) / kPageKeys; }
   __device__ bool HasRow(const DecodeShape& shape, int row) const {
-    return tile * kRows + row < queries * shape.group;
+    return tile * shape.tile_rows + row < queries * shape.group;
   }
   // Keys that a row sees: those before this one.
   __device__ int SeenBy(const DecodeShape& shape, int row) const {
-    return length - queries + (tile * kRows + row) / shape.group + 1;
+    return length - queries + (tile * shape.tile_rows + row) / shape.group + 1;
   }
 };
 
-// One warp's copies of its pages into shared memory at `base`.
-template <class Kv, int kDim>
+// One warp's copies of its pages into shared memory at `base`: stages of keys and values.
+template <class Page>
 class PageRing {
  public:
-  using R = Ring<Kv, kDim>;
+  static constexpr int kStages = kWarpBytes / (2 * Page::kBytes);
+
   __device__ PageRing(const DecodeShape& shape, const Work& work, uint32_t base)
       : shape_(shape), work_(work), base_(base) {}
 
@@ -116,77 +89,27 @@ class PageRing {
     if (page < work_.page_count()) {
       const int64_t slot = int64_t{work_.pages[page]} * kPageKeys;
       const int there = work_.last_key - work_.first_key - page * kPageKeys;
-      Copy(shape_.k, slot, there, K(stage));
-      Copy(shape_.v, slot, there, V(stage));
+      constexpr int kPieces = Page::kPieces;  // of 16 bytes, of a row
+#pragma unroll
+      for (int i = 0; i < kPageKeys * kPieces / 32; ++i) {
+        const int at = i * 32 + Lane();
+        const int row = at / kPieces;
+        const int piece = at % kPieces;
+        const int64_t from = (((slot + row) * shape_.kv_heads + blockIdx.x) * kPieces + piece) * 16;
+        CopyAsync16(K(stage) + Page::KeyPlace(row, piece), shape_.k + from, row < there);
+        CopyAsync16(V(stage) + Page::ValuePlace(row, piece), shape_.v + from, row < there);
+      }
     }
     CommitCopies();
   }
-  __device__ uint32_t K(int stage) const { return base_ + stage * 2 * R::kPageBytes; }
-  __device__ uint32_t V(int stage) const { return K(stage) + R::kPageBytes; }
-  __device__ uint32_t Wide() const { return base_ + R::kStages * 2 * R::kPageBytes; }
+  __device__ uint32_t K(int stage) const { return base_ + stage * 2 * Page::kBytes; }
+  __device__ uint32_t V(int stage) const { return K(stage) + Page::kBytes; }
 
  private:
-  __device__ void Copy(const uint8_t* cache, int64_t slot, int there, uint32_t to) const {
-    constexpr int kPieces = R::kPageBytes / kPageKeys / 16;  // of a row
-#pragma unroll
-    for (int i = 0; i < kPageKeys * kPieces / 32; ++i) {
-      const int at = i * 32 + static_cast<int>(threadIdx.x) % 32;
-      const int row = at / kPieces;
-      const int piece = at % kPieces;
-      const uint8_t* from =
-          cache + ((slot + row) * shape_.kv_heads + blockIdx.x) * (kPieces * 16) + piece * 16;
-      const uint32_t place = R::kNarrow ? at * 16 : Tile16<kDim>::At(row, piece);
-      CopyAsync16(to + place, from, row < there);
-    }
-  }
-
   const DecodeShape& shape_;
   const Work& work_;
   const uint32_t base_;
 };
-
-__device__ __forceinline__ uint4 SharedLoad16(uint32_t at) {
-  uint4 v;
-  asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "r"(at)
-               : "memory");
-  return v;
-}
-__device__ __forceinline__ void SharedStore16(uint32_t at, uint4 v) {
-  asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(at), "r"(v.x), "r"(v.y), "r"(v.z),
-               "r"(v.w)
-               : "memory");
-}
-
-// Two E4M3 bytes as two f16, exactly.
-__device__ __forceinline__ uint32_t WidenPair(uint32_t bytes) {
-  const __half2_raw pair =
-      __nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(bytes), __NV_E4M3);
-  return pair.x | static_cast<uint32_t>(pair.y) << 16;
-}
-
-// A page of E4M3 rows at `from` to f16 rows at `to`, by one warp.
-template <int kDim>
-__device__ __forceinline__ void WidenPage(uint32_t from, uint32_t to) {
-  constexpr int kPieces = kDim / 16;  // of a row of bytes
-#pragma unroll
-  for (int i = 0; i < kPageKeys * kPieces / 32; ++i) {
-    const int at = i * 32 + static_cast<int>(threadIdx.x) % 32;
-    const int row = at / kPieces;
-    const uint4 bytes = SharedLoad16(from + at * 16);
-    const uint32_t words[4] = {bytes.x, bytes.y, bytes.z, bytes.w};
-    uint32_t wide[8];
-#pragma unroll
-    for (int w = 0; w < 4; ++w) {
-      wide[2 * w] = WidenPair(words[w] & 0xffff);
-      wide[2 * w + 1] = WidenPair(words[w] >> 16);
-    }
-    const int piece = at % kPieces * 2;
-    SharedStore16(to + Tile16<kDim>::At(row, piece), {wide[0], wide[1], wide[2], wide[3]});
-    SharedStore16(to + Tile16<kDim>::At(row, piece + 1), {wide[4], wide[5], wide[6], wide[7]});
-  }
-}
 
 template <class Number>
 __device__ __forceinline__ uint32_t Pack(float low, float high) {
@@ -200,10 +123,16 @@ __device__ __forceinline__ uint32_t Pack(float low, float high) {
 }
 
 // Attention of one warp over some pages: the running softmax of flash attention.
-template <class Number, int kDim>
+template <class Page, int kDim, int kColumnTiles>
 class WarpAttention {
  public:
+  using Number = typename Page::Number;
   static constexpr int kSteps = kDim / 16;
+
+  __device__ WarpAttention() {
+#pragma unroll
+    for (auto& of_tile : largest_) of_tile[0] = of_tile[1] = kNone;
+  }
 
   // After the queries are there.
   __device__ void LoadQueries(const DecodeShape& shape, const Work& work) {
@@ -211,7 +140,7 @@ class WarpAttention {
 #pragma unroll
     for (int t = 0; t < kColumnTiles; ++t) {
       const int row = t * 8 + lane_ / 4;
-      const int of_sequence = work.tile * kRows + row;
+      const int of_sequence = work.tile * shape.tile_rows + row;
       const bool there = work.HasRow(shape, row);
       const int64_t token = work.first_token + (there ? of_sequence / shape.group : 0);
       const int head = static_cast<int>(blockIdx.x) * shape.group + of_sequence % shape.group;
@@ -221,7 +150,7 @@ class WarpAttention {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const float2 pair = __bfloat1622float2(
-              *reinterpret_cast<const __nv_bfloat162*>(q + s * 16 + half * 8 + lane_ % 4 * 2));
+              *reinterpret_cast<const __nv_bfloat162*>(q + Page::QueryDim(s, half)));
           q_[t][s][half] = there ? Pack<Number>(pair.x, pair.y) : 0;
         }
       }
@@ -232,22 +161,23 @@ class WarpAttention {
 
   // `first_key`: of the page, in the sequence.
   __device__ void AddPage(uint32_t k, uint32_t v, int first_key, float score_scale) {
+    const typename Page::Keys page_keys(k);
     float scores[kColumnTiles][4] = {};
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
       uint32_t keys[4];
-      LoadMatrices(k + Tile16<kDim>::At(lane_ % 16, 2 * s + lane_ / 16), keys);
+      page_keys.Get(s, keys);
 #pragma unroll
       for (int t = 0; t < kColumnTiles; ++t) MultiplyAdd<Number>(scores[t], keys, q_[t][s]);
     }
     uint32_t p[kColumnTiles][2];
 #pragma unroll
     for (int t = 0; t < kColumnTiles; ++t) Soften(scores[t], t, first_key, score_scale, p[t]);
+    const typename Page::Values page_values(v);
 #pragma unroll
     for (int d = 0; d < kSteps; ++d) {
       uint32_t values[4];
-      const int key = lane_ / 16 * 8 + lane_ % 8;
-      LoadMatricesTransposed(v + Tile16<kDim>::At(key, 2 * d + lane_ / 8 % 2), values);
+      page_values.Get(d, values);
 #pragma unroll
       for (int t = 0; t < kColumnTiles; ++t) MultiplyAdd<Number>(out_[t][d], values, p[t]);
     }
@@ -267,8 +197,8 @@ class WarpAttention {
         float* row = merge + (t * 8 + lane_ % 4 * 2 + i) * (kDim + 2);
 #pragma unroll
         for (int d = 0; d < kSteps; ++d) {
-          row[d * 16 + lane_ / 4] = out_[t][d][i];
-          row[d * 16 + lane_ / 4 + 8] = out_[t][d][2 + i];
+          row[Page::SumDim(d, 0)] = out_[t][d][i];
+          row[Page::SumDim(d, 1)] = out_[t][d][2 + i];
         }
         if (lane_ < 4) {
           row[kDim] = largest_[t][i];
@@ -315,34 +245,34 @@ class WarpAttention {
     p[1] = Transpose(Pack<Number>(scores[2], scores[3]));
   }
 
-  const int lane_ = static_cast<int>(threadIdx.x) % 32;
+  const int lane_ = Lane();
   uint32_t q_[kColumnTiles][kSteps][2];
   int seen_[kColumnTiles][2];
-  float largest_[kColumnTiles][2] = {{kNone, kNone}, {kNone, kNone}};
+  float largest_[kColumnTiles][2];
   float weight_[kColumnTiles][2] = {};  // of this lane's keys
   float out_[kColumnTiles][kSteps][4] = {};
 };
 
 // Writes the partial result of the tile's rows from what the warps have stored.
-template <int kDim>
+template <int kDim, int kTileRows>
 __device__ void WritePartials(const DecodeShape& shape, const Work& work, const float* merge) {
   constexpr int kPitch = kDim + 2;
   const int chunks = (work.length + work.keys - 1) / work.keys;
   const int heads = shape.group * shape.kv_heads;
-  for (int row = 0; row < kRows && work.HasRow(shape, row); ++row) {
-    const int of_sequence = work.tile * kRows + row;
+  for (int row = 0; row < kTileRows && work.HasRow(shape, row); ++row) {
+    const int of_sequence = work.tile * shape.tile_rows + row;
     const int64_t partial =
         shape.sequence_partial[work.sequence] + of_sequence / shape.group * chunks + work.chunk;
     const int64_t at = partial * heads + blockIdx.x * shape.group + of_sequence % shape.group;
     float largest = kNone;
     for (int w = 0; w < kWarps; ++w) {
-      largest = fmaxf(largest, merge[(w * kRows + row) * kPitch + kDim]);
+      largest = fmaxf(largest, merge[(w * kTileRows + row) * kPitch + kDim]);
     }
     float weight = 0;
     float value = 0;
     const int column = static_cast<int>(threadIdx.x);
     for (int w = 0; w < kWarps; ++w) {
-      const float* of_warp = merge + (w * kRows + row) * kPitch;
+      const float* of_warp = merge + (w * kTileRows + row) * kPitch;
       const float share = exp2f(of_warp[kDim] - largest);
       weight += share * of_warp[kDim + 1];
       if (column < kDim) value += share * of_warp[column];
@@ -354,64 +284,63 @@ __device__ void WritePartials(const DecodeShape& shape, const Work& work, const 
   }
 }
 
-template <class Kv, int kDim>
+template <class Page, int kDim, int kColumnTiles>
 __global__ void __launch_bounds__(kWarps * 32, 3)
     DecodeAttentionKernel(const __grid_constant__ DecodeShape shape) {
-  using R = Ring<Kv, kDim>;
+  using Pages = PageRing<Page>;
   extern __shared__ __align__(128) uint8_t shared[];
   LetNextKernelStart();
   if (shape.work_valid[blockIdx.y] == 0) return;
   const Work work(shape);
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const uint32_t base = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  const PageRing<Kv, kDim> ring(shape, work, base + warp * R::kWarpBytes);
+  const Pages ring(shape, work, base + warp * kWarpBytes);
   // Keys of this step's tokens come from the kernel before.
   const int old_pages = max(work.length - work.queries - work.first_key, 0) / kPageKeys;
   int fetched = 0;
-  for (; fetched < R::kStages && warp + fetched * kWarps < old_pages; ++fetched) {
+  for (; fetched < Pages::kStages && warp + fetched * kWarps < old_pages; ++fetched) {
     ring.Fetch(warp + fetched * kWarps, fetched);
   }
   WaitForEarlierKernels();
-  for (; fetched < R::kStages; ++fetched) ring.Fetch(warp + fetched * kWarps, fetched);
+  for (; fetched < Pages::kStages; ++fetched) ring.Fetch(warp + fetched * kWarps, fetched);
 
-  WarpAttention<typename R::Number, kDim> attention;
+  WarpAttention<Page, kDim, kColumnTiles> attention;
   attention.LoadQueries(shape, work);
   int stage = 0;
   for (int page = warp; page < work.page_count(); page += kWarps) {
-    AwaitCopies<R::kStages - 1>();
+    AwaitCopies<Pages::kStages - 1>();
     __syncwarp();
-    uint32_t k = ring.K(stage);
-    uint32_t v = ring.V(stage);
-    if constexpr (R::kNarrow) {
-      WidenPage<kDim>(k, ring.Wide());
-      WidenPage<kDim>(v, ring.Wide() + Tile16<kDim>::kBytes);
-      k = ring.Wide();
-      v = k + Tile16<kDim>::kBytes;
-      __syncwarp();
-    }
-    attention.AddPage(k, v, work.first_key + page * kPageKeys, shape.score_scale);
+    attention.AddPage(ring.K(stage), ring.V(stage), work.first_key + page * kPageKeys,
+                      shape.score_scale);
     __syncwarp();
-    ring.Fetch(page + R::kStages * kWarps, stage);
-    stage = stage + 1 == R::kStages ? 0 : stage + 1;
+    ring.Fetch(page + Pages::kStages * kWarps, stage);
+    stage = stage + 1 == Pages::kStages ? 0 : stage + 1;
   }
   AwaitCopies<0>();
   __syncthreads();  // the rings become the place of merging
   float* merge = reinterpret_cast<float*>(shared);
-  attention.Store(merge + warp * kRows * (kDim + 2));
+  attention.Store(merge + warp * kColumnTiles * 8 * (kDim + 2));
   __syncthreads();
-  WritePartials<kDim>(shape, work, merge);
+  WritePartials<kDim, kColumnTiles * 8>(shape, work, merge);
 }
 
-template <class Kv, int kDim>
-absl::Status LaunchDecode(const DecodeShape& shape, int work, cudaStream_t stream) {
-  const auto kernel = DecodeAttentionKernel<Kv, kDim>;
-  constexpr int kShared = Ring<Kv, kDim>::kBytes;
+template <class Page, int kDim, int kColumnTiles>
+absl::Status LaunchTiles(const DecodeShape& shape, int work, cudaStream_t stream) {
+  const auto kernel = DecodeAttentionKernel<Page, kDim, kColumnTiles>;
+  constexpr int kShared = kWarps * kWarpBytes;
+  static_assert(kShared >= kWarps * kColumnTiles * 8 * (kDim + 2) * 4);  // for merging
   NIBBLE_RETURN_IF_ERROR(
       CheckCuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
                 "decode attention's shared memory"));
   return LaunchOverlapped("DecodeAttention", kernel,
                           dim3(static_cast<unsigned>(shape.kv_heads), static_cast<unsigned>(work)),
                           dim3(kWarps * 32), kShared, stream, shape);
+}
+
+template <class Page, int kDim>
+absl::Status LaunchDecode(const DecodeShape& shape, int work, cudaStream_t stream) {
+  return shape.tile_rows == 8 ? LaunchTiles<Page, kDim, 1>(shape, work, stream)
+                              : LaunchTiles<Page, kDim, 2>(shape, work, stream);
 }
 
 }  // namespace
@@ -443,15 +372,16 @@ absl::Status AttendDecode(const AttentionCall& call, const PartialResults& parti
       .log_sums = partials.log_sums,
       .group = limits.group,
       .kv_heads = limits.kv_heads,
+      .tile_rows = TileRows(limits),
       .score_scale = kLog2E * call.kv.k_scale / std::sqrt(static_cast<float>(call.kv.head_dim)),
       .value_scale = call.kv.v_scale};
   const bool narrow = call.kv.format == KvFormat::kE4M3;
   if (StoredHeadDim(call.kv.head_dim) == 64) {
-    return narrow ? LaunchDecode<__nv_fp8_e4m3, 64>(shape, call.plan.work, stream)
-                  : LaunchDecode<__nv_bfloat16, 64>(shape, call.plan.work, stream);
+    return narrow ? LaunchDecode<NarrowPage<64>, 64>(shape, call.plan.work, stream)
+                  : LaunchDecode<WidePage<64>, 64>(shape, call.plan.work, stream);
   }
-  return narrow ? LaunchDecode<__nv_fp8_e4m3, 128>(shape, call.plan.work, stream)
-                : LaunchDecode<__nv_bfloat16, 128>(shape, call.plan.work, stream);
+  return narrow ? LaunchDecode<NarrowPage<128>, 128>(shape, call.plan.work, stream)
+                : LaunchDecode<WidePage<128>, 128>(shape, call.plan.work, stream);
 }
 
 }  // namespace nibble

@@ -20,10 +20,8 @@ int64_t MostChunks(int32_t kv_heads) {
   return std::clamp<int64_t>(CeilDiv(kMultiprocessors, kv_heads), 16, 64);
 }
 
-int32_t TileRows(AttentionRegime regime) { return regime == AttentionRegime::kDecode ? 16 : 128; }
-
 int64_t Tiles(const AttentionLimits& limits, const AttentionSequence& sequence) {
-  return CeilDiv(int64_t{sequence.queries} * limits.group, TileRows(limits.regime));
+  return CeilDiv(int64_t{sequence.queries} * limits.group, TileRows(limits));
 }
 
 absl::Status Check(const AttentionLimits& limits, size_t index, const AttentionSequence& sequence) {
@@ -232,6 +230,11 @@ absl::StatusOr<AttentionPlan> PlanAttention(const AttentionLimits& limits,
   ImageWriter writer(limits, image);
   for (const AttentionSequence& sequence : sequences) writer.Add(sequence, chunk_of(sequence));
   return writer.Finish();
+}
+
+int32_t TileRows(const AttentionLimits& limits) {
+  if (limits.regime == AttentionRegime::kPrefill) return 128;
+  return limits.tokens == limits.sequences && limits.group <= 8 ? 8 : 16;
 }
 
 int32_t DecodeChunk(int32_t length, int32_t kv_heads) {

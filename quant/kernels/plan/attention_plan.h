@@ -16,7 +16,7 @@
 
 namespace nibble {
 
-// Decode: few tokens a sequence, tiles of 16 rows. Prefill: tiles of 128.
+// Decode: few tokens a sequence. Prefill: many.
 enum class AttentionRegime : uint8_t { kDecode, kPrefill };
 
 // What a plan's image has room for; fixed when buffers are allocated or a graph is captured.
@@ -81,6 +81,10 @@ struct AttentionPlan {
 absl::StatusOr<AttentionPlan> PlanAttention(const AttentionLimits& limits,
                                             absl::Span<const AttentionSequence> sequences,
                                             absl::Span<int32_t> image);
+
+// Rows (queries x heads of one key head) of a tile: 128 in prefill; 16 in decode, and 8 where that
+// is enough for the one query that each sequence has.
+int32_t TileRows(const AttentionLimits& limits);
 
 // Keys in a chunk of a decode sequence: kDecodeChunkStep, or as many more, in such steps, as leave
 // 64 chunks (16 where the key heads alone fill the device).

@@ -110,6 +110,8 @@ TEST(AttentionPlan, CoversEveryQueryAndKeyOnce) {
   for (int round = 0; round < 200; ++round) {
     const bool decode = round % 2 == 0;
     AttentionLimits limits = Limits(decode ? AttentionRegime::kDecode : AttentionRegime::kPrefill);
+    const bool single = round % 4 == 0;  // room for one query a sequence only
+    if (single) limits.tokens = limits.sequences;
     limits.group = 1 + static_cast<int32_t>(random() % 8);
     limits.kv_heads = 1 + static_cast<int32_t>(random() % 8);
     const std::vector<int32_t> pages = Pages(0, 100);
@@ -120,7 +122,7 @@ TEST(AttentionPlan, CoversEveryQueryAndKeyOnce) {
       sequences.push_back({queries, length, pages});
     }
     const Planned p = Plan(limits, sequences);
-    const int32_t tile_rows = decode ? 16 : 128;
+    const int32_t tile_rows = single ? 8 : decode ? 16 : 128;
     std::map<std::tuple<int, int, int>, int> seen;  // sequence, packed row, chunk
     for (int32_t i = 0; i < p.plan.work; ++i) {
       ASSERT_TRUE(p.IsWork(i));
