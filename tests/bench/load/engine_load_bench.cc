@@ -27,7 +27,8 @@ constexpr char kExamples[] =
 
 struct Options {
   LoadOptions load;
-  GeneratedModel generated = {.folder = fs::temp_directory_path() / "nibble-load-bench"};
+  GeneratedModel generated = {.shape = "",
+                              .folder = fs::temp_directory_path() / "nibble-load-bench"};
   fs::path model;
   std::string device = "cpu";
   RunnerOptions runner;
@@ -75,6 +76,10 @@ class EngineTarget : public LoadTarget {
 };
 
 absl::Status Run(Options options) {
+  NIBBLE_RETURN_IF_ERROR(CheckLoadOptions(options.load));
+  if (options.model.empty() && options.generated.shape.empty()) {
+    return absl::InvalidArgumentError("model: found none, expected --model or --shape");
+  }
   NIBBLE_ASSIGN_OR_RETURN(options.runner.device, ParseDevice(options.device));
   if (options.e4m3_cache) options.runner.kv_format = KvFormat::kE4M3;
   std::string name = options.model.filename().string();
@@ -88,6 +93,7 @@ absl::Status Run(Options options) {
   std::fprintf(stderr, "loading %s\n", name.c_str());
   NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<ModelRunner> runner,
                           MakeRunner(options.model, options.runner));
+  if (!options.generated.shape.empty()) fs::remove_all(options.generated.folder);
   const KvPool pool = runner->kv_pool();
   std::printf("%s on %s: weights %.1f MB, cache of %lld tokens, %.1f MB\n", name.c_str(),
               options.device.c_str(), 1e-6 * static_cast<double>(runner->weight_bytes()),

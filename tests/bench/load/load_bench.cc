@@ -143,11 +143,16 @@ void AddLoadOptions(CLI::App& app, LoadOptions& options) {
   app.add_option("--json", options.json, "Append a line for each load to this file, for plot.py");
 }
 
-absl::Status RunLoads(LoadTarget& target, const LoadOptions& options, const std::string& bench,
-                      const std::string& model) {
+absl::Status CheckLoadOptions(const LoadOptions& options) {
   if (options.concurrencies.empty() && options.rates.empty()) {
     return absl::InvalidArgumentError("load: found none, expected --concurrency or --rate");
   }
+  for (const std::string& mix : options.mixes) NIBBLE_RETURN_IF_ERROR(ParseMix(mix).status());
+  return absl::OkStatus();
+}
+
+absl::Status RunLoads(LoadTarget& target, const LoadOptions& options, const std::string& bench,
+                      const std::string& model) {
   return Loads(target, options, bench, model).Run();
 }
 

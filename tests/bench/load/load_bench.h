@@ -25,6 +25,9 @@ struct LoadOptions {
 // `options` outlives the parse.
 void AddLoadOptions(CLI::App& app, LoadOptions& options);
 
+// Before a model is made for them.
+absl::Status CheckLoadOptions(const LoadOptions& options);
+
 // After a short request to warm up, every mix at every concurrency and rate: a table on stdout,
 // progress on stderr, and a line of JSON for each point at the end of options.json.
 absl::Status RunLoads(LoadTarget& target, const LoadOptions& options, const std::string& bench,

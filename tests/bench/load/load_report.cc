@@ -8,7 +8,7 @@ namespace nibble {
 namespace {
 
 std::string Cell(const Percentiles& ms) {
-  return absl::StrFormat("%.1f / %.1f / %.1f", ms.p50, ms.p95, ms.p99);
+  return absl::StrFormat("%.2f / %.2f / %.2f", ms.p50, ms.p95, ms.p99);
 }
 
 nlohmann::json Json(const Percentiles& ms) {
