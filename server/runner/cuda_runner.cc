@@ -103,7 +103,9 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> MakeCudaRunner(const std::filesyste
   const CudaDecoderOptions decoder_options = {.device = options.device,
                                               .e4m3_cache = options.kv_format == KvFormat::kE4M3,
                                               .memory_fraction = options.gpu_memory_fraction,
-                                              .kv_bytes = options.kv_bytes};
+                                              .kv_bytes = options.kv_bytes,
+                                              .max_tokens = options.max_step_tokens,
+                                              .max_sequences = options.max_sequences};
   NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<CudaDecoder> decoder,
                           CudaDecoder::Load(folder, decoder_options));
   return MakeCudaRunner(std::move(decoder));

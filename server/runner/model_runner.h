@@ -41,6 +41,8 @@ struct RunnerOptions {
   int64_t kv_bytes = 0;  // KV pool, at most; 0: 1 GiB on a CPU, what the fraction leaves on a GPU
   double gpu_memory_fraction = 0.9;      // of a GPU's memory, for all that the runner holds
   KvFormat kv_format = KvFormat::kBf16;  // of a GPU's cache; on a CPU it is kBf16, and f32 is held
+  int64_t max_step_tokens = 2048;        // that a GPU makes room for
+  int32_t max_sequences = 256;           // the same, of a step
 };
 
 // A runner in this process, on options.device. FAILED_PRECONDITION where this process can't use the

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The CPU's figures: the linear, the scheduler, and SmolLM2-135M as W4A8 (E2M1, M2, groups of 64)
 # without LoRC and with ranks 8 and 32. Rounded to nearest: what the weights are does not change
-# the speed. With LLAMA_PYTHON, a Python that has llama-cpp-python, llama.cpp on the model's Q4_1
-# file too, in the same run.
+# the speed. Then loads on rank 8 (load/bench.sh). With LLAMA_PYTHON, a Python that has
+# llama-cpp-python, llama.cpp on the model's Q4_1 file too, in the same run.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -44,6 +44,8 @@ for rank in 0 8 32; do
   echo
   (cd "$root/artifacts" && "$bin/generate_bench" "w4a8-lorc$rank")
 done
+echo
+"$here/../load/bench.sh" "$root/artifacts/w4a8-lorc8"
 if [ -n "${LLAMA_PYTHON:-}" ]; then
   echo
   "$LLAMA_PYTHON" "$here/llama_cpp_bench.py" "$gguf" --threads "$(nproc)"

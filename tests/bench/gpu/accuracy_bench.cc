@@ -10,7 +10,7 @@
 #include "quant/base/status_macros.h"
 #include "quant/pipeline/perplexity.h"
 #include "quant/pipeline/pipeline.h"
-#include "tests/bench/gpu/scheme.h"
+#include "tests/bench/model/scheme.h"
 
 namespace nibble {
 namespace {

@@ -14,7 +14,7 @@
 #include "absl/time/time.h"
 #include "quant/base/status_macros.h"
 #include "quant/pipeline/pipeline.h"
-#include "tests/bench/gpu/scheme.h"
+#include "tests/bench/model/scheme.h"
 #include "tests/fixtures/synthetic_model.h"
 
 namespace nibble {

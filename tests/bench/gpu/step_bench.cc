@@ -1,6 +1,5 @@
-// Times decode and prefill steps of a runner on one GPU: random weights in a true shape
-// (synthetic_model.h), rounded to nearest. What the weights are does not change the speed. A step
-// is everything between StepInputs and StepOutputs: planning, copies, kernels.
+// Times decode and prefill steps of a runner on one GPU. A step is everything between StepInputs
+// and StepOutputs: planning, copies, kernels.
 #include <cuda_profiler_api.h>
 
 #include <CLI/CLI.hpp>
@@ -12,10 +11,8 @@
 #include <vector>
 
 #include "quant/base/status_macros.h"
-#include "quant/pipeline/pipeline.h"
 #include "server/runner/cuda_runner.h"
-#include "tests/bench/gpu/scheme.h"
-#include "tests/fixtures/synthetic_model.h"
+#include "tests/bench/model/generated_model.h"
 
 namespace nibble {
 namespace {
@@ -24,16 +21,13 @@ namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
 
 struct Options {
-  std::string shape = "llama-7b";
-  std::string scheme = "w=e2m1,a=e4m3,group=256,scale=m2,rtn";
+  GeneratedModel model = {.folder = "/dev/shm/nibble-step-bench"};
   fs::path artifact;
-  fs::path folder = "/dev/shm/nibble-step-bench";
   std::vector<int64_t> batches = {1, 8, 64, 256};
   std::vector<int64_t> contexts = {128, 1024};
   std::vector<int64_t> prompts = {512, 2048};
   bool e4m3_cache = false;
   int64_t steps = 64;
-  int64_t layers = 0;  // 0: all
 };
 
 double Median(std::vector<double> values) {
@@ -85,22 +79,6 @@ absl::Status Time(ModelRunner& runner, const Options& options, int64_t batch, in
   return absl::OkStatus();
 }
 
-absl::Status MakeArtifact(Options& options) {
-  NIBBLE_ASSIGN_OR_RETURN(ModelShape shape, FindShape(options.shape));
-  if (options.layers > 0) shape.layers = std::min(shape.layers, options.layers);
-  NIBBLE_ASSIGN_OR_RETURN(const QuantizeSpec spec, ParseScheme(options.scheme));
-  const fs::path model = options.folder / options.shape;
-  options.artifact = options.folder / "artifact";
-  fs::remove_all(options.folder);
-  NIBBLE_RETURN_IF_ERROR(WriteSyntheticModel(shape, model));
-  NIBBLE_RETURN_IF_ERROR(QuantizeModel(spec, model, options.artifact,
-                                       [](const Progress&) { return absl::OkStatus(); },
-                                       {Device::Type::kCuda, 0})
-                             .status());
-  fs::remove_all(model);
-  return absl::OkStatus();
-}
-
 absl::Status Run(Options options) {
   Clock::time_point begin = Clock::now();
   const auto lap = [&begin] {
@@ -109,8 +87,10 @@ absl::Status Run(Options options) {
     return seconds;
   };
   if (options.artifact.empty()) {
-    NIBBLE_RETURN_IF_ERROR(MakeArtifact(options));
-    std::printf("%s, %s: made in %.1f s\n", options.shape.c_str(), options.scheme.c_str(), lap());
+    NIBBLE_ASSIGN_OR_RETURN(options.artifact,
+                            MakeGeneratedModel(options.model, {Device::Type::kCuda, 0}));
+    std::printf("%s, %s: made in %.1f s\n", options.model.shape.c_str(),
+                options.model.scheme.c_str(), lap());
   }
   NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<CudaDecoder> decoder,
                           CudaDecoder::Load(options.artifact, {.e4m3_cache = options.e4m3_cache}));
@@ -140,17 +120,13 @@ absl::Status Run(Options options) {
 int main(int argc, char** argv) {
   nibble::Options options;
   CLI::App app("Times decode and prefill steps of a model in true shape on one GPU");
-  app.add_option("--shape", options.shape,
-                 "llama-3b, llama-7b, llama-13b, llama-3-8b, opt-1.3b, ..");
-  app.add_option("--scheme", options.scheme, "As scheme.h says");
+  AddGeneratedModelOptions(app, options.model);
   app.add_option("--artifact", options.artifact, "This one instead of one made of random weights");
-  app.add_option("--folder", options.folder, "Where the artifact is made; emptied");
   app.add_option("--batches", options.batches, "Sequences of a decode step")->delimiter(',');
   app.add_option("--contexts", options.contexts, "Keys before a decode step")->delimiter(',');
   app.add_option("--prompts", options.prompts, "Tokens of a prefill step")->delimiter(',');
   app.add_flag("--e4m3-cache", options.e4m3_cache, "Keys and values in 8 bits");
   app.add_option("--steps", options.steps, "Of each kind; the median counts");
-  app.add_option("--layers", options.layers, "Only so many layers (0: all)");
   CLI11_PARSE(app, argc, argv);
   const absl::Status status = nibble::Run(options);
   if (status.ok()) return 0;

@@ -1,4 +1,4 @@
-#include "tests/bench/gpu/scheme.h"
+#include "tests/bench/model/scheme.h"
 
 #include <string>
 #include <vector>
