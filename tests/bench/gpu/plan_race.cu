@@ -51,7 +51,7 @@ void RaceDecode(const std::string& text, const ColdLinear& linear, int64_t token
     return LaunchDecode(plan, copy, buffers.call(), stream);
   };
   std::vector<Entry> entries;
-  for (const int tiles : {1, 2, 4}) {
+  for (const int tiles : {1, 2, 3, 4}) {
     for (const int k_groups : {1, 2, 4}) {
       for (const int splits : {1, 2, 4, 8}) {
         for (const int blocks : {1, 2}) {

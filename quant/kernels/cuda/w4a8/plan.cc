@@ -20,23 +20,41 @@ int TokenTile(int64_t tokens, Kind kind) {
   return tokens <= 32 ? 32 : 64;
 }
 
-// By races on an H200 (plan_race): blocks of four warpgroups, one for each multiprocessor, read
-// fastest, so that wide blocks share x and K is cut only as far as idle multiprocessors allow. A
-// grid too small for that cuts K among blocks rather than warpgroups, where few tokens leave room
-// for two blocks a multiprocessor. The parts of K depend on the weights' shape alone.
-void Divide(const LinearShape& shape, const Device& device, DecodePlan& plan) {
+// Blocks that share K of the same row tiles: as many as idle multiprocessors allow.
+int Splits(const LinearShape& shape, const Device& device, int tiles) {
   const int64_t slices = CeilDiv(shape.cols, kSliceCols);
-  const bool plain = shape.kind == Kind::kFolded && shape.max_rank == 0;
-  plan.tiles = 1;
-  if (2 * shape.row_tiles > device.multiprocessors) plan.tiles = 2;
-  if (plain && shape.row_tiles > device.multiprocessors) plan.tiles = 4;
-  plan.k_groups = plan.tiles == 4 ? 1 : 2;
-  plan.splits = 1;
-  const int64_t row_blocks = CeilDiv(shape.row_tiles, plan.tiles);
-  while (plan.splits < 4 && 2 * plan.splits * row_blocks <= device.multiprocessors &&
-         4 * plan.splits <= slices) {
-    plan.splits *= 2;
+  const int64_t row_blocks = CeilDiv(shape.row_tiles, tiles);
+  int splits = 1;
+  while (splits < 4 && 2 * splits * row_blocks <= device.multiprocessors && 4 * splits <= slices) {
+    splits *= 2;
   }
+  return splits;
+}
+
+// Row tiles, as whole columns of K, that the busiest multiprocessor reads.
+double BusiestShare(const LinearShape& shape, const Device& device, int tiles) {
+  const int splits = Splits(shape, device, tiles);
+  const int64_t blocks = CeilDiv(shape.row_tiles, tiles) * splits;
+  return static_cast<double>(CeilDiv(blocks, device.multiprocessors) * tiles) / splits;
+}
+
+// By races on an H200 (plan_race): blocks of several row tiles read fastest, for their slices lie
+// together and share x, if they leave no multiprocessor idle; a grid too small for that cuts K
+// among blocks rather than warpgroups, where few tokens leave room for two blocks a multiprocessor.
+// The parts of K depend on the weights' shape alone.
+void Divide(const LinearShape& shape, const Device& device, DecodePlan& plan) {
+  const bool plain = shape.kind == Kind::kFolded && shape.max_rank == 0;
+  plan.tiles = 2 * shape.row_tiles > device.multiprocessors ? 2 : 1;
+  if (plain && shape.row_tiles > device.multiprocessors) {
+    plan.tiles = 4;
+    for (const int tiles : {3, 2}) {
+      if (BusiestShare(shape, device, tiles) < BusiestShare(shape, device, plan.tiles)) {
+        plan.tiles = tiles;
+      }
+    }
+  }
+  plan.k_groups = plan.tiles > 2 ? 1 : 2;
+  plan.splits = Splits(shape, device, plan.tiles);
   if (plain && plan.tiles == 1 && plan.token_tile <= 16) {
     plan.k_groups = 1;
     plan.splits *= 2;

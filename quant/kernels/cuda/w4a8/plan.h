@@ -42,7 +42,7 @@ inline constexpr int kMaxWarpgroups = 4;
 // number of tokens nor on who takes which part.
 struct DecodePlan {
   int token_tile = 0;  // 8, 16, 32 or 64 columns of the product
-  int tiles = 0;       // row tiles of a block
+  int tiles = 0;       // row tiles of a block: 1 to 4
   int k_groups = 0;    // parts of K of a block: 1, 2 or 4; tiles * k_groups <= kMaxWarpgroups
   int splits = 0;      // 1, 2, 4 or 8
   int stages = 0;      // slices (each of `tiles` row tiles) in flight, a multiple of k_groups

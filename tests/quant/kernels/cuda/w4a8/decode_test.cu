@@ -30,7 +30,7 @@ std::string Name(const WeightSpec& spec) {
 std::vector<DecodePlan> Plans(const PreparedLinear& weights, int64_t tokens) {
   const LinearShape shape = ShapeOf(weights, tokens);
   std::vector<DecodePlan> plans;
-  for (const int tiles : {1, 2, 4}) {
+  for (const int tiles : {1, 2, 3, 4}) {
     for (const int k_groups : {1, 2, 4}) {
       for (const int splits : {1, 2, 4, 8}) {
         DecodePlan plan;
@@ -179,7 +179,7 @@ TEST_F(Decode, RandomProductsAreAsCloseAsTheAccumulatorAllows) {
 }
 
 // A token's row of y has the same bits in every batch and at every place in it. The shapes' blocks
-// have one, two and four row tiles, and share K among 1, 2, 4 and 8 parts.
+// have one to four row tiles, and share K among 1, 2, 4 and 8 parts.
 TEST_F(Decode, ATokensBitsDependOnNothingElseInTheBatch) {
   struct Case {
     WeightSpec spec;

@@ -81,14 +81,15 @@ TEST(PlanDecode, SharedMemoryHoldsWhatFollowsTheMainLoopAndALorcSlice) {
 }
 
 // Raced on an H200.
-TEST(PlanDecode, BlocksOfFourWarpgroupsUnlessTheMatrixIsSmall) {
+TEST(PlanDecode, WideBlocksThatLeaveNoMultiprocessorIdle) {
   const auto division = [](const LinearShape& shape) {
     const DecodePlan plan = PlanDecode(shape);
     return std::tuple(plan.tiles, plan.k_groups, plan.splits);
   };
   EXPECT_EQ(division(Shape(64, 8192, 8192)), std::tuple(2, 2, 2));
-  EXPECT_EQ(division(Shape(1, 12288, 4096)), std::tuple(4, 1, 2));
-  EXPECT_EQ(division(Shape(64, 22016, 4096)), std::tuple(4, 1, 1));
+  EXPECT_EQ(division(Shape(1, 12288, 4096)), std::tuple(3, 1, 2));
+  EXPECT_EQ(division(Shape(64, 22016, 4096)), std::tuple(3, 1, 1));
+  EXPECT_EQ(division(Shape(64, 28672, 4096)), std::tuple(4, 1, 1));
   EXPECT_EQ(division(Shape(16, 4096, 4096)), std::tuple(1, 1, 4));
   EXPECT_EQ(division(Shape(17, 4096, 4096)), std::tuple(1, 2, 2));
   LinearShape corrected = Shape(1, 22016, 4096);
