@@ -112,7 +112,7 @@ class Humming:
 
     def __init__(self, shape):
         from humming.layer import HummingLayer
-        from humming.utils.test import random_fill_tensor
+        from humming.testing.data import random_fill_tensor
 
         self.layers = []
         for _ in range(copies(shape.rows * shape.cols // 2)):
@@ -128,15 +128,14 @@ class Humming:
         self.cols = shape.cols
 
     def time(self, tokens):
-        from humming import ops
-        from humming.config import GemmType
+        from humming.forward import may_quant_input
         from humming.tune import get_heuristics_config
 
+        first = self.layers[0]
         x = torch.randn(tokens, self.cols, device=DEVICE, dtype=torch.bfloat16)
-        x, scale = ops.quant_input(x, "float8e4m3", None, group_size=0)
-        tuning = get_heuristics_config(
-            meta=self.layers[0].humming_metas[""], use_f16_accum=False, gemm_type=GemmType.DENSE)
-        compute = json.dumps({"use_f16_accum": False, "gemm_type": GemmType.DENSE.value})
+        x, scale = may_quant_input(first.humming_config, x)
+        tuning = get_heuristics_config(first.humming_config, use_f16_accum=False)
+        compute = json.dumps({"use_f16_accum": False, "gemm_type": "dense"})
 
         def call(layer):
             return layer(
