@@ -101,6 +101,9 @@ void AddMethod(CLI::App& command, const Shared& job) {
   command.add_flag_callback(
       "--no-act-order", [job] { job->spec().set_act_order(false); },
       "gptq takes columns in their natural order");
+  AddValue<double>(command, "--damping",
+                   "What gptq adds to the diagonal, of its mean; over 0 to 1, default 0.01",
+                   [job](double damping) { job->spec().set_damping(damping); });
   AddValue<int32_t>(command, "--lorc-rank", "Rank of the low-rank compensation; 0 is none",
                     [job](int32_t rank) { job->spec().set_lorc_rank(rank); });
   AddEnum(command, "--lorc-metric", kLorcMetrics, "In which it is best; default weight",

@@ -12,6 +12,9 @@
 namespace nibble {
 namespace {
 
+// As many as the largest corpus has bytes.
+constexpr int64_t kMostTokens = int64_t{4} << 30;
+
 template <class Found>
 absl::Status Refuse(std::string_view field, const Found& found, std::string_view expected) {
   return absl::InvalidArgumentError(StrCat(field, ": found ", found, ", expected ", expected));
@@ -84,6 +87,11 @@ absl::Status CheckCalibration(const QuantizeSpec& spec, int64_t context) {
   if (spec.calibration.window_tokens < 2 || spec.calibration.window_tokens > context) {
     return Refuse("window", spec.calibration.window_tokens,
                   StrCat("2 to the model's context of ", context));
+  }
+  const int64_t most = kMostTokens / spec.calibration.window_tokens;
+  if (spec.calibration.windows > most) {
+    return Refuse("windows", spec.calibration.windows,
+                  StrCat("at most ", most, " of ", spec.calibration.window_tokens, " tokens"));
   }
   return absl::OkStatus();
 }

@@ -62,13 +62,13 @@ absl::StatusOr<QuantizeEstimate> EstimateQuantize(const QuantizeSpec& spec,
   NIBBLE_ASSIGN_OR_RETURN(const JobShapes job,
                           JobShapes::Count(spec, checkpoint, *loader, place.device));
   const Stored stored = CountStored(job);
-  const PeakMemory peak = CountMemory(job);
+  const PeakMemory peak = CountMemory(job, place);
   QuantizeEstimate estimate;
   estimate.host_bytes = peak.host;
   estimate.device_bytes = peak.device;
   estimate.artifact_bytes = stored.bytes;
   // The record and its replacement.
-  estimate.disk_bytes = stored.bytes + 2 * stored.report;
+  estimate.disk_bytes = stored.bytes + 2 * stored.report + peak.spilled;
   estimate.seconds = CountSeconds(job, place.threads, stored.bytes);
   estimate.linear_bits_per_weight = stored.bits_per_weight;
   return estimate;

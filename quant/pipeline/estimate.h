@@ -15,6 +15,9 @@ namespace nibble {
 struct Place {
   Device device;
   int threads = 1;  // CPU threads
+  // All that there is, bytes; 0: not known, and taken for enough.
+  int64_t host_memory = 0;
+  int64_t device_memory = 0;
 };
 
 struct QuantizeEstimate {
@@ -24,7 +27,8 @@ struct QuantizeEstimate {
   int64_t device_bytes = 0;
   // Files of the artifact, an upper bound: its tensors exactly, its texts generously.
   int64_t artifact_bytes = 0;
-  // Most that is on disk while the job runs: the artifact, staged, and the record of its layers.
+  // Most that is on disk while the job runs: the artifact, staged, the record of its layers, and
+  // the hidden states that memory does not hold.
   int64_t disk_bytes = 0;
   // By stated rates of the hardware (job_time.cc), on a machine that does nothing else.
   double seconds = 0;

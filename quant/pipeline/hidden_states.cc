@@ -50,16 +50,11 @@ absl::StatusOr<at::Tensor> MapFile(const std::filesystem::path& folder, int64_t 
 
 }  // namespace
 
-std::string_view StatesPlaceName(StatesPlace place) {
-  if (place == StatesPlace::kDevice) return "device memory";
-  return place == StatesPlace::kPinnedHost ? "pinned host memory" : "a file";
-}
-
 StatesBudget FreeStatesBudget(at::Device device) {
-  if (device.is_cpu()) return {.device = FreeHostBytes() / 2};
+  if (device.is_cpu()) return CpuStatesBudget(FreeHostBytes());
   const auto [free_bytes, all_bytes] =
       c10::getDeviceAllocator(device.type())->getMemoryInfo(device.index());
-  return {.device = static_cast<int64_t>(free_bytes / 4), .pinned_host = FreeHostBytes() / 2};
+  return GpuStatesBudget(static_cast<int64_t>(free_bytes), FreeHostBytes());
 }
 
 absl::StatusOr<HiddenStates> HiddenStates::Make(int64_t tokens, int64_t width,
@@ -69,13 +64,12 @@ absl::StatusOr<HiddenStates> HiddenStates::Make(int64_t tokens, int64_t width,
   const int64_t bytes = tokens * width * static_cast<int64_t>(options.dtype().itemsize());
   HiddenStates states;
   states.device_ = options.device();
-  if (bytes <= budget.device) {
+  states.place_ = ChooseStatesPlace(bytes, budget);
+  if (states.place_ == StatesPlace::kDevice) {
     states.rows_ = at::empty({tokens, width}, options);
-  } else if (bytes <= budget.pinned_host) {
-    states.place_ = StatesPlace::kPinnedHost;
+  } else if (states.place_ == StatesPlace::kPinnedHost) {
     states.rows_ = at::empty({tokens, width}, options.device(at::kCPU).pinned_memory(true));
   } else {
-    states.place_ = StatesPlace::kFile;
     NIBBLE_ASSIGN_OR_RETURN(const at::Tensor mapped, MapFile(folder, bytes));
     states.rows_ = mapped.view(options.dtype().toScalarType()).view({tokens, width});
   }

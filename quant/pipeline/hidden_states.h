@@ -5,23 +5,13 @@
 #include <ATen/ATen.h>
 
 #include <filesystem>
-#include <string_view>
 
 #include "absl/status/statusor.h"
+#include "quant/pipeline/states_place.h"
 
 namespace nibble {
 
-// Where they lie: with the layers (for the CPU, its memory), in page-locked host memory, in a file.
-enum class StatesPlace { kDevice, kPinnedHost, kFile };
-// "device memory", "pinned host memory", "a file".
-std::string_view StatesPlaceName(StatesPlace place);
-
-// What of each kind of memory they may take, bytes.
-struct StatesBudget {
-  int64_t device = 0;
-  int64_t pinned_host = 0;  // 0 for the CPU
-};
-// A quarter of what is free on the device (of the CPU: half), half of the host's free memory.
+// Of the memory that is free now.
 StatesBudget FreeStatesBudget(at::Device device);
 
 class HiddenStates {

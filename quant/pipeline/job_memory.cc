@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "quant/pipeline/job_shapes.h"
+#include "quant/pipeline/states_place.h"
 
 namespace nibble {
 namespace {
@@ -37,10 +38,14 @@ int64_t TensorBytes(const JobShapes& job, int64_t values) {
   return (job.rotates() ? kTurnBytes : 6) * values;
 }
 
-// The calibration's hidden states and f32 rotary angles; all windows, as long as the job runs.
-int64_t HiddenBytes(const JobShapes& job) {
-  const int64_t rotary = job.config.family == Family::kLlama ? job.config.head_dim : 0;
-  return job.tokens * (job.value_bytes() * job.config.hidden + 4 * rotary);
+// The calibration's hidden states: all windows, as long as the job runs.
+int64_t StatesBytes(const JobShapes& job) {
+  return job.tokens * job.value_bytes() * job.config.hidden;
+}
+
+// Its rotary angles, f32, as long.
+int64_t RotaryBytes(const JobShapes& job) {
+  return job.config.family == Family::kLlama ? 4 * job.tokens * job.config.head_dim : 0;
 }
 
 // One batch on its way through a layer: what the attention or the MLP holds at its widest, each
@@ -156,19 +161,32 @@ int64_t RestBytes(const JobShapes& job) {
 // LibTorch's caching allocator holds free pieces beside those in use.
 int64_t ReservedBytes(int64_t used) { return used * 5 / 4; }
 
+int64_t OrEnough(int64_t memory) { return memory > 0 ? memory : INT64_MAX; }
+
+StatesPlace PlaceStates(const JobShapes& job, const Place& place) {
+  const int64_t host = OrEnough(place.host_memory);
+  return ChooseStatesPlace(
+      StatesBytes(job),
+      job.gpu ? GpuStatesBudget(OrEnough(place.device_memory), host) : CpuStatesBudget(host));
+}
+
 }  // namespace
 
-PeakMemory CountMemory(const JobShapes& job) {
+PeakMemory CountMemory(const JobShapes& job, const Place& place) {
+  const StatesPlace states = PlaceStates(job, place);
+  const int64_t spilled = states == StatesPlace::kFile ? StatesBytes(job) : 0;
+  const int64_t pinned = states == StatesPlace::kPinnedHost ? PinnedBytes(StatesBytes(job)) : 0;
   const int64_t files = std::max(TextBytes(job), RestBytes(job));
-  const int64_t kept = HiddenBytes(job) + RotationBytes(job);
+  const int64_t kept = (states == StatesPlace::kDevice ? StatesBytes(job) : 0) + RotaryBytes(job) +
+                       RotationBytes(job);
   const int64_t make = MakeRotationBytes(job);
   const int64_t parts = std::max({EndsBytes(job), LayerBytes(job), TurnedLayerBytes(job)});
-  if (!job.gpu) return {kCpuProcess + std::max(kept + std::max(files, parts), make), 0};
+  if (!job.gpu) return {kCpuProcess + std::max(kept + std::max(files, parts), make), 0, spilled};
   // A tensor is widened on the host before it goes to the device.
   const int64_t largest = 6 * std::max(job.largest_end, job.largest_rest_tensor);
   const int64_t turn = job.rotates() ? kTurnBytes * job.largest_rest_tensor : 0;
-  return {kGpuProcess + std::max({files, largest, make}),
-          kGpuContext + ReservedBytes(kept + std::max(parts, turn))};
+  return {kGpuProcess + pinned + std::max({files, largest, make}),
+          kGpuContext + ReservedBytes(kept + std::max(parts, turn)), spilled};
 }
 
 }  // namespace nibble

@@ -12,6 +12,7 @@
 #include "quant/model/checkpoint/config.h"
 #include "quant/model/decoder/decoder.h"
 #include "quant/model/decoder/linears.h"
+#include "quant/pipeline/estimate.h"
 #include "quant/pipeline/layout.h"
 #include "quant/pipeline/pipeline.h"
 
@@ -59,9 +60,10 @@ int64_t StoredLinearBytes(const QuantizeSpec& spec, const LinearInfo& linear);
 // Peaks of a worker, in bytes.
 struct PeakMemory {
   int64_t host = 0;
-  int64_t device = 0;  // 0: on a CPU
+  int64_t device = 0;   // 0: on a CPU
+  int64_t spilled = 0;  // hidden states in a file
 };
-PeakMemory CountMemory(const JobShapes& job);
+PeakMemory CountMemory(const JobShapes& job, const Place& place);
 
 // Running time by the rates of job_time.cc.
 double CountSeconds(const JobShapes& job, int threads, int64_t artifact_bytes);

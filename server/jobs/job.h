@@ -50,6 +50,8 @@ struct NewJob {
   std::string output;
   std::map<std::string, std::string> labels;
   int32_t priority = 0;  // higher first
+  // Of the devices that alone can hold it, what their names begin with: "cpu", "cuda". Empty: any.
+  std::string device;
 };
 
 struct Job {

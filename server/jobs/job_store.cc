@@ -1,6 +1,7 @@
 #include "server/jobs/job_store.h"
 
 #include <cstdio>
+#include <iterator>
 #include <random>
 #include <utility>
 
@@ -13,10 +14,9 @@
 namespace nibble {
 namespace {
 
-constexpr int kSchemaVersion = 1;
 constexpr int kBusyMs = 10'000;
 
-constexpr char kSchema[] = R"sql(
+constexpr char kVersion1[] = R"sql(
 CREATE TABLE jobs (
   number INTEGER PRIMARY KEY AUTOINCREMENT,
   id TEXT NOT NULL UNIQUE,
@@ -61,11 +61,16 @@ CREATE TABLE events (
   PRIMARY KEY (job, sequence)
 ) WITHOUT ROWID;
 )sql";
+constexpr char kVersion2[] = "ALTER TABLE jobs ADD COLUMN device TEXT NOT NULL DEFAULT ''";
+
+// The n-th makes a database of version n - 1 one of version n.
+constexpr const char* kMigrations[] = {kVersion1, kVersion2};
+constexpr int64_t kSchemaVersion = std::size(kMigrations);
 
 constexpr char kJobColumns[] =
     "number, id, request_id, spec, model, output, priority, state, attempt, lost, progress, "
     "error_code, error_message, summary, created_us, started_us, ended_us, heartbeat_us, worker, "
-    "reason, last_sequence, request";
+    "reason, last_sequence, request, device";
 
 // 0 stands for "not yet".
 int64_t Micros(const std::optional<absl::Time>& time) {
@@ -115,6 +120,7 @@ Job ReadJob(const SqliteStatement& row) {
   job.reason = row.Text(19);
   job.last_sequence = row.Int(20);
   job.submitted.request = row.Text(21);
+  job.submitted.device = row.Text(22);
   return job;
 }
 
@@ -168,10 +174,10 @@ absl::Status JobStore::Migrate() {
                                                 ", expected at most ", kSchemaVersion,
                                                 "; a newer nibble wrote it"));
   }
-  if (version == 0) {
-    NIBBLE_RETURN_IF_ERROR(database_.Execute(kSchema));
-    NIBBLE_RETURN_IF_ERROR(database_.Execute(StrCat("PRAGMA user_version = ", kSchemaVersion)));
+  for (; version < kSchemaVersion; ++version) {
+    NIBBLE_RETURN_IF_ERROR(database_.Execute(kMigrations[version]));
   }
+  NIBBLE_RETURN_IF_ERROR(database_.Execute(StrCat("PRAGMA user_version = ", version)));
   return transaction.Commit();
 }
 
@@ -236,13 +242,13 @@ absl::StatusOr<std::string> JobStore::Insert(const NewJob& submitted) {
   SqliteStatement insert = database_.Prepare(
       "INSERT INTO jobs (id, request_id, spec, model, output, priority, state, attempt, lost, "
       "progress, error_code, error_message, summary, created_us, started_us, ended_us, "
-      "heartbeat_us, worker, reason, last_sequence, request) "
-      "VALUES (?, ?, ?, ?, ?, ?, 1, 1, 0, '', 0, '', '', ?, 0, 0, 0, '', '', 0, ?)");
+      "heartbeat_us, worker, reason, last_sequence, request, device) "
+      "VALUES (?, ?, ?, ?, ?, ?, 1, 1, 0, '', 0, '', '', ?, 0, 0, 0, '', '', 0, ?, ?)");
   insert.Bind(id);
   submitted.request_id.empty() ? insert.BindNull() : insert.Bind(submitted.request_id);
   insert.BindBlob(submitted.spec).Bind(submitted.model).Bind(submitted.output);
   insert.Bind(int64_t{submitted.priority}).Bind(absl::ToUnixMicros(absl::Now()));
-  insert.BindBlob(submitted.request);
+  insert.BindBlob(submitted.request).Bind(submitted.device);
   NIBBLE_RETURN_IF_ERROR(insert.Run());
   for (const auto& [key, value] : submitted.labels) {
     SqliteStatement label =

@@ -77,10 +77,12 @@ class JobStore {
 
   // --- What workers do. ABORTED when the lease's attempt is over.
 
+  // The name of a worker begins with that of its device: it may take jobs that this can hold.
+
   // The QUEUED job of the highest priority, the oldest of those; RUNNING from now.
   absl::StatusOr<std::optional<Job>> Claim(std::string_view worker);
-  // Whether this job should make room: a more urgent one waits, and no other worker holds a less
-  // urgent one. (Of equal priority, the newer is less urgent.)
+  // Whether this job should make room: a more urgent one waits that its worker may take, and no
+  // other worker that may holds a less urgent one. (Of equal priority, the newer is less urgent.)
   absl::StatusOr<bool> IsOutranked(const Lease& lease) ABSL_LOCKS_EXCLUDED(mutex_);
   // Adds an event and renews the heartbeat. CANCELLED when the job is CANCELLING.
   absl::Status Report(const Lease& lease, const JobProgress& progress, std::string_view message,

@@ -14,7 +14,9 @@ absl::StatusOr<std::optional<Job>> JobStore::Claim(std::string_view worker) {
   std::string id;
   {
     SqliteStatement row = database_.Prepare(
-        "SELECT id FROM jobs WHERE state = 1 ORDER BY priority DESC, number LIMIT 1");
+        "SELECT id FROM jobs WHERE state = 1 AND ? LIKE device || '%' "
+        "ORDER BY priority DESC, number LIMIT 1");
+    row.Bind(worker);
     NIBBLE_ASSIGN_OR_RETURN(const bool found, row.Step());
     if (!found) return std::nullopt;
     id = row.Text(0);
@@ -29,9 +31,9 @@ absl::StatusOr<std::optional<Job>> JobStore::Claim(std::string_view worker) {
 absl::StatusOr<bool> JobStore::IsOutranked(const Lease& lease) {
   absl::MutexLock lock(&mutex_);
   SqliteStatement row = database_.Prepare(
-      "SELECT 1 FROM jobs AS mine WHERE id = ? "
-      "AND EXISTS (SELECT 1 FROM jobs WHERE state = 1 AND priority > mine.priority) "
-      "AND NOT EXISTS (SELECT 1 FROM jobs WHERE state = 2 AND "
+      "SELECT 1 FROM jobs AS mine, jobs AS urgent WHERE mine.id = ? AND urgent.state = 1 "
+      "AND urgent.priority > mine.priority AND mine.worker LIKE urgent.device || '%' "
+      "AND NOT EXISTS (SELECT 1 FROM jobs WHERE state = 2 AND worker LIKE urgent.device || '%' AND "
       "(priority < mine.priority OR (priority = mine.priority AND number > mine.number)))");
   row.Bind(lease.job);
   return row.Step();

@@ -86,6 +86,8 @@ class Worker {
                  job.submitted.output, DeviceName(device_));
     const absl::StatusOr<std::string> summary = Quantize(job, lease);
     spdlog::info("{} attempt {}: {}", job.id, job.attempt, summary.status().ToString());
+    // A device that works no more in this process is no fault of the job: another process goes on.
+    if (!summary.ok()) NIBBLE_RETURN_IF_ERROR(CheckDeviceWorks(device_));
     const absl::Status ended = End(job, lease, summary);
     // Another attempt has the job by now: nothing more to say about it.
     return absl::IsAborted(ended) ? absl::OkStatus() : ended;

@@ -125,10 +125,21 @@ absl::StatusOr<QuantizationService::CheckedJob> QuantizationService::Check(
   NIBBLE_RETURN_IF_ERROR(CheckOutputIsFree(options_.root, job.spec.output()));
   NIBBLE_RETURN_IF_ERROR(CheckWindows(plan));
   NIBBLE_ASSIGN_OR_RETURN(const Resources resources, options_.resources());
-  for (const Place& place : options_.places) {
-    NIBBLE_ASSIGN_OR_RETURN(job.estimate, EstimateQuantize(plan.spec, plan.checkpoint, place));
-    job.fits = CheckFits(job.estimate, resources);
-    if (job.fits.ok()) break;
+  std::vector<Place> fitting;
+  for (Place place : options_.places) {
+    place.host_memory = resources.memory_bytes;
+    place.device_memory = resources.device_bytes;
+    NIBBLE_ASSIGN_OR_RETURN(const QuantizeEstimate estimate,
+                            EstimateQuantize(plan.spec, plan.checkpoint, place));
+    const absl::Status fits = CheckFits(estimate, resources);
+    if (fitting.empty()) {
+      job.estimate = estimate;
+      job.fits = fits;
+    }
+    if (fits.ok()) fitting.push_back(place);
+  }
+  if (fitting.size() == 1 && options_.places.size() > 1) {
+    job.device = fitting.front().device.is_cuda() ? "cuda" : "cpu";
   }
   return job;
 }
@@ -150,6 +161,7 @@ absl::StatusOr<Job> QuantizationService::Submit(const v1::SubmitJobRequest& requ
   submitted.output = spec.output();
   submitted.labels = {spec.labels().begin(), spec.labels().end()};
   submitted.priority = spec.priority();
+  submitted.device = job.device;
   NIBBLE_ASSIGN_OR_RETURN(JobStore::Submitted made, Store(submitted));
   options_.wake_worker();
   return std::move(made.job);

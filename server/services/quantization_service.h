@@ -52,12 +52,13 @@ class QuantizationService : public v1::QuantizationService::CallbackService {
                                         v1::JobEstimate* response) override;
 
  private:
-  // A spec that may be queued, its defaults filled in, and what it needs where it fits, if
-  // anywhere.
+  // A spec that may be queued, its defaults filled in, and what it needs in the first place where
+  // it fits, if anywhere.
   struct CheckedJob {
     v1::JobSpec spec;
     QuantizeEstimate estimate;
     absl::Status fits;
+    std::string device;  // as of NewJob
   };
   absl::StatusOr<CheckedJob> Check(const v1::JobSpec& spec) const;
   absl::StatusOr<Job> Submit(const v1::SubmitJobRequest& request);

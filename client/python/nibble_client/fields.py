@@ -116,6 +116,8 @@ def fill(message_type: type[_Message], fields: Mapping[str, Any]) -> _Message:
         enum = known[name].enum_type
         if value is None:
             continue
+        if isinstance(value, str) and known[name].default_value == []:  # a repeated field
+            raise TypeError(f"{name}: found {value!r}, expected a list")
         if enum is None:
             values[name] = value
         elif isinstance(value, (int, str)):

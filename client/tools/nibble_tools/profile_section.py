@@ -120,9 +120,9 @@ def quantile_figure(by_site: dict[int, list[Profile]]) -> bytes:
                               label=f"{100 * low:g}% to {100 * high:g}%")
         axis.plot(layers, [median(profile.quantiles) for profile in profiles], color="#000000",
                   linewidth=1.2, label="median")
-        symmetric_log(axis, "y", max(abs(each.value) for profile in profiles
-                                     for each in profile.quantiles
-                                     if 0.2 < each.probability < 0.8))
+        symmetric_log(axis, "y", max((abs(each.value) for profile in profiles
+                                      for each in profile.quantiles
+                                      if 0.2 < each.probability < 0.8), default=0))
         axis.set_title(SITES[site])
         axis.set_ylabel("value")
         layer_axis(axis, layers)

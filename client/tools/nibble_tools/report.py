@@ -75,7 +75,11 @@ def run_profile(client: Client, model: str,
 
 def read_profile(path: Path) -> list[evaluation_pb2.ActivationProfile]:
     profiles, done = [], False
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise Failure(f"{path}: found {error}, expected UTF-8 text") from error
+    for number, line in enumerate(text.splitlines(), 1):
         try:
             response = json_format.Parse(line, evaluation_pb2.ProfileActivationsResponse())
         except json_format.ParseError as error:

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nibble.v1 import quantization_pb2
 from nibble_client import JobFields
+from nibble_client.fields import fill
 from nibble_tools.failure import Failure
 
 Fields = dict[str, Any]
@@ -98,7 +100,8 @@ def read_schemes(path: Path) -> list[Scheme]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise Failure(f"{path}: found {error}, expected TOML") from error
     defaults, tables = content.pop("defaults", {}), content.pop("scheme", [])
-    if content or not isinstance(tables, list) or not tables or not isinstance(defaults, dict):
+    if (content or not isinstance(tables, list) or not tables or not isinstance(defaults, dict)
+            or not all(isinstance(table, dict) for table in tables)):
         raise Failure(f"{path}: found {', '.join(content) or 'no scheme'}, expected [[scheme]] "
                       "tables and [defaults]")
     schemes = [_scheme(path, dict(table), defaults) for table in tables]
@@ -124,4 +127,8 @@ def _scheme(path: Path, table: Fields, defaults: Fields) -> Scheme:
     for field in ("weights", "activations"):
         if field not in fields:
             raise Failure(f"{path}, scheme {name!r}: found no {field}, expected a format, or none")
+    try:
+        fill(quantization_pb2.JobSpec, fields)
+    except (TypeError, ValueError) as error:
+        raise Failure(f"{path}, scheme {name!r}: {error}") from error
     return Scheme(name, fields)

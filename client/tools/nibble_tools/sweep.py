@@ -102,6 +102,8 @@ def main(words: list[str]) -> None:
     what = options.preset or options.schemes.stem
     prefix = options.output or Path(f"{options.model}-{what}")
     labels = [label(each) for each in options.corpus]
+    if len(set(labels)) < len(labels):
+        raise Failure(f"--corpus: found {', '.join(labels)}, expected different ones")
 
     title = f"{options.model}: {what}"
 

@@ -69,6 +69,8 @@ TEST_F(CliTest, SubmitFillsTheFieldsOfItsOptions) {
                              "--method",
                              "gptq",
                              "--no-act-order",
+                             "--damping",
+                             "0.05",
                              "--lorc-rank",
                              "8",
                              "--lorc-metric",
@@ -104,6 +106,7 @@ TEST_F(CliTest, SubmitFillsTheFieldsOfItsOptions) {
     scale_search: SCALE_SEARCH_DIAGONAL
     method: METHOD_GPTQ
     act_order: false
+    damping: 0.05
     lorc_rank: 8
     lorc_metric: LORC_METRIC_INPUT
     lorc_iterations: 3

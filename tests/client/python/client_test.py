@@ -141,6 +141,8 @@ class JobTest(ClientTest):
             self.client.submit(model="tiny", weights="e9m9")
         with self.assertRaisesRegex(TypeError, "'wieghts'"):
             self.client.submit(model="tiny", wieghts="e2m1")
+        with self.assertRaisesRegex(TypeError, "exclude: found '\\*.fc1', expected a list"):
+            self.client.submit(model="tiny", exclude="*.fc1")
         self.assertEqual(self.server.requests, [])
 
     def test_jobs_goes_through_all_pages(self):

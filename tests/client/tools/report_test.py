@@ -174,6 +174,8 @@ class ReportTest(ToolCase):
         self.assertIn("without its end", self.refuse("job-1", "--profile-json", saved))
         saved.write_text('{"nothing": 1}\n')
         self.assertIn("p.jsonl line 1", self.refuse("job-1", "--profile-json", saved))
+        saved.write_bytes(b"\xff\xfe")
+        self.assertIn("expected UTF-8 text", self.refuse("job-1", "--profile-json", saved))
 
     def refuse(self, *words):
         return self.refused("report", *words, "--html", "r.html", "--server", self.server.address)
@@ -202,6 +204,14 @@ class ProfileSectionTest(unittest.TestCase):
             profile.quantiles.add(probability=probability, value=probability * 10)
         self.assertEqual(profile_section.quantile_bands(profile),
                          {(0.001, 0.999): (0.01, 9.99), (0.25, 0.75): (2.5, 7.5)})
+
+    def test_a_profile_of_one_quantile_and_no_outliers_is_drawn(self):
+        profiles = [make_profile(layer, 2) for layer in range(2)]
+        for profile in profiles:
+            del profile.quantiles[:-1], profile.token_range_quantiles[:-1], profile.placements[:]
+        section = profile_section.section(profiles)
+        self.assertEqual(section.count("data:image/png"), 3)
+        self.assertIn("No channel is an outlier", section)
 
     def test_layers_are_spread_from_first_to_last(self):
         self.assertEqual(profile_section.spread(list(range(80)), 4), [0, 26, 53, 79])

@@ -89,7 +89,12 @@ class FileTest(ToolCase):
         self.assertEqual(len(self.read(good)), 1)
         for text, words in (
                 ("name =", "expected TOML"), ("", "no scheme"), ("x = 1\n" + good, "found x"),
-                ("scheme = 1", "expected"), (good + "lorc = 8", "found lorc, expected one of"),
+                ("scheme = 1", "expected"), ("scheme = [1]", "expected"),
+                (good + "lorc = 8", "found lorc, expected one of"),
+                (good.replace("e2m1", "fp4"), "weights: found 'fp4', expected one of none, e2m1"),
+                (good + 'lorc_rank = "8"', "scheme 'a'"), (good + "lorc_rank = 1_000_000_000_000",
+                                                           "scheme 'a'"),
+                (good + 'exclude = "*.fc1"', "exclude: found '*.fc1', expected a list"),
                 (good + 'model = "m"', "found model"), (good + good, "two schemes 'a'"),
                 ('[[scheme]]\nweights = "e2m1"', "without a name"),
                 ('[[scheme]]\nname = "a"\nweights = "e2m1"', "found no activations")):

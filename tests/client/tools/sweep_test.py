@@ -276,6 +276,7 @@ class SweepTest(ToolCase):
     def test_mistakes_are_told_before_anything_runs(self):
         for words, sentence in (
                 (("--corpus", "none.txt"), "corpus: found 'none.txt', expected one of"),
+                (("--corpus", "wiki.txt"), "--corpus: found wiki.txt, c4.jsonl:1:9, wiki.txt"),
                 (("--corpus", "a:b"), "found 'a:b', expected NAME or NAME:A:B"),
                 (("--windows", "0"), "found '0', expected a whole number from 1")):
             self.assertIn(sentence, self.refused("sweep", *self.words(*words)))

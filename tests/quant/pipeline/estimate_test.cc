@@ -268,6 +268,39 @@ TEST_F(EstimateTest, TrueShapesAreToldAtOnceAndFitTheirGpu) {
   }
 }
 
+// A budget of a quarter of the device, of half of the host.
+TEST_F(EstimateTest, HiddenStatesGoWhereMemoryHoldsThem) {
+  WriteHollow(kLlama7b, checkpoint_);
+  const int64_t gib = int64_t{1} << 30;
+  const int64_t states = int64_t{128} * 2048 * 4096 * 2;
+  ASSERT_EQ(states, 2 * gib);
+  const auto on = [&](int64_t host, int64_t device) {
+    Place place = kHopper;
+    place.host_memory = host;
+    place.device_memory = device;
+    return Estimate(Large(), place);
+  };
+  const auto roomy = on(4 * gib, 8 * gib);
+  EXPECT_EQ(roomy.device_bytes, Estimate(Large(), kHopper).device_bytes);
+
+  const auto pinned = on(4 * gib, 8 * gib - 4);
+  EXPECT_EQ(pinned.device_bytes, roomy.device_bytes - states * 5 / 4);
+  EXPECT_EQ(pinned.host_bytes, roomy.host_bytes + states);
+  EXPECT_EQ(pinned.disk_bytes, roomy.disk_bytes);
+
+  const auto spilled = on(4 * gib - 2, 8 * gib - 4);
+  EXPECT_EQ(spilled.device_bytes, pinned.device_bytes);
+  EXPECT_EQ(spilled.host_bytes, roomy.host_bytes);
+  EXPECT_EQ(spilled.disk_bytes, roomy.disk_bytes + states);
+
+  // On a CPU in f32.
+  const auto whole = Estimate(Large(), kTwoCores);
+  Place small = kTwoCores;
+  small.host_memory = 8 * gib - 2;
+  EXPECT_EQ(Estimate(Large(), small).host_bytes, whole.host_bytes - 2 * states);
+  EXPECT_EQ(Estimate(Large(), small).disk_bytes, whole.disk_bytes + 2 * states);
+}
+
 TEST_F(EstimateTest, AShardThatIsGoneIsAnError) {
   WriteHollow(kSmolLm2, checkpoint_);
   std::filesystem::remove(checkpoint_ / "model.safetensors");

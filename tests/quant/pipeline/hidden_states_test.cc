@@ -23,6 +23,16 @@ TEST(HiddenStatesTest, MemoryAndFileGiveBackWhatWasWritten) {
   }
 }
 
+TEST(HiddenStatesTest, TheFirstPlaceThatHoldsThemIsTaken) {
+  const StatesBudget budget = GpuStatesBudget(400, 256);
+  EXPECT_EQ(ChooseStatesPlace(100, budget), StatesPlace::kDevice);
+  // Page-locked, 101 to 128 bytes take 128, and 129 take 256.
+  EXPECT_EQ(ChooseStatesPlace(128, budget), StatesPlace::kPinnedHost);
+  EXPECT_EQ(ChooseStatesPlace(129, budget), StatesPlace::kFile);
+  EXPECT_EQ(ChooseStatesPlace(128, CpuStatesBudget(256)), StatesPlace::kDevice);
+  EXPECT_EQ(ChooseStatesPlace(129, CpuStatesBudget(256)), StatesPlace::kFile);
+}
+
 TEST(HiddenStatesTest, AFileThatCantBeMadeIsAnError) {
   EXPECT_FALSE(HiddenStates::Make(6, 8, at::kFloat, {}, "/nonexistent").ok());
 }

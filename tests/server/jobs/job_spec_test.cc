@@ -134,6 +134,11 @@ TEST_F(JobSpecTest, WhatCannotBeCombinedIsRefused) {
        },
        "corpus: found none"},
       {[](JobSpec& s) { s.set_damping(0); }, "damping: found 0"},
+      {[](JobSpec& s) { s.set_windows(INT32_MAX); },
+       "windows: found 2147483647, expected at most 33554432 of 128 tokens"},
+      {[](JobSpec& s) { s.add_exclude(std::string("*")); },
+       "exclude: found patterns that meet every linear"},
+      {[](JobSpec& s) { s.add_exclude(); }, "exclude: found ''"},
       {[](JobSpec& s) { s.set_rotate_seed(1); }, "rotate_seed: found 1, expected no seed"},
       {[](JobSpec& s) {
          s.set_model("opt-post");

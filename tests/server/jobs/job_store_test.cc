@@ -65,6 +65,18 @@ TEST_F(JobStoreTest, KeepsEverySubmittedFieldAcrossAReopening) {
   EXPECT_FALSE(job.ended.has_value());
 }
 
+TEST_F(JobStoreTest, OpensADatabaseOfTheFirstSchema) {
+  const std::string id = Submit(Request("out")).id;
+  store_.reset();
+  {
+    SqliteDatabase database = SqliteDatabase::Open(folder_.path() / "nibble.db", 1000).value();
+    ASSERT_TRUE(database.Execute("ALTER TABLE jobs DROP COLUMN device").ok());
+    ASSERT_TRUE(database.Execute("PRAGMA user_version = 1").ok());
+  }
+  store_ = JobStore::Open(folder_.path() / "nibble.db").value();
+  EXPECT_EQ(Claim().id, id);
+}
+
 TEST_F(JobStoreTest, RefusesADatabaseOfANewerSchema) {
   store_.reset();
   {
@@ -116,6 +128,25 @@ TEST_F(JobStoreTest, ClaimsByPriorityThenAge) {
   }
   for (int expected : {1, 3, 0, 2, 4}) EXPECT_EQ(Claim().id, ids[expected]);
   EXPECT_FALSE(store_->Claim("w").value().has_value());
+}
+
+TEST_F(JobStoreTest, AJobThatOnlySomeDevicesHoldIsLeftToTheirWorkers) {
+  Submit(Request("on a GPU"));
+  const Job on_gpu = store_->Claim("cuda:0/1").value().value();
+  Submit(Request("on a CPU"));
+  const Job on_cpu = store_->Claim("cpu/0").value().value();
+  NewJob large = Request("large");
+  large.device = "cuda";
+  large.priority = 1;
+  const Job waiting = Submit(large);
+  EXPECT_FALSE(store_->Claim("cpu/2").value().has_value());
+  // The newer job is the less urgent one, but its room would not do.
+  EXPECT_FALSE(store_->IsOutranked(LeaseOf(on_cpu)).value());
+  EXPECT_TRUE(store_->IsOutranked(LeaseOf(on_gpu)).value());
+  ASSERT_TRUE(store_->Release(LeaseOf(on_gpu), "made room").ok());
+  const Job claimed = store_->Claim("cuda:0/1").value().value();
+  EXPECT_EQ(claimed.id, waiting.id);
+  EXPECT_EQ(claimed.submitted.device, "cuda");
 }
 
 TEST_F(JobStoreTest, ASecondConnectionSeesAndFencesTheSameRows) {

@@ -157,8 +157,8 @@ TEST(CudaHiddenStates, EveryPlaceGivesBackWhatWasWritten) {
   const at::Tensor rows = at::randn({6, 8}, options);
   const std::pair<StatesPlace, StatesBudget> cases[] = {
       {StatesPlace::kDevice, {.device = 96, .pinned_host = 0}},
-      {StatesPlace::kPinnedHost, {.device = 95, .pinned_host = 96}},
-      {StatesPlace::kFile, {.device = 95, .pinned_host = 95}}};
+      {StatesPlace::kPinnedHost, {.device = 95, .pinned_host = 128}},
+      {StatesPlace::kFile, {.device = 95, .pinned_host = 127}}};
   for (const auto& [place, budget] : cases) {
     auto states = HiddenStates::Make(6, 8, options, budget, folder.path());
     ASSERT_TRUE(states.ok()) << states.status();
