@@ -6,7 +6,7 @@
 // memory as one piece:
 //
 //   prepared    [slice][row tile][SliceBytes]: what all blocks read at the same time lies together,
-//               which memory delivers nearly twice as fast as streams far apart
+//               which memory delivers half again as fast as streams far apart
 //   slice       codes, then scales of GroupsPerSlice groups
 //     4 bits      [2 k-step pairs][128 threads][16 B]   16 B: words (k-step, row half), 8 codes
 //     each 8 bits      [4 k-steps][row bands of 16][32 lanes][16 B]
