@@ -62,9 +62,13 @@ class Call : public grpc::ClientReadReactor<v1::GenerateResponse> {
     StartRead(&response_);
   }
   void OnDone(const grpc::Status& status) override {
+    // Told last: who waits for the end may then end the library.
+    const LoadTarget::OnEnd on_end = std::move(on_end_);
     // gRPC's codes and Abseil's have the same numbers.
-    on_end_({static_cast<absl::StatusCode>(status.error_code()), status.error_message()});
+    const absl::Status end(static_cast<absl::StatusCode>(status.error_code()),
+                           status.error_message());
     delete this;
+    on_end(end);
   }
 
  private:
@@ -72,7 +76,7 @@ class Call : public grpc::ClientReadReactor<v1::GenerateResponse> {
   const v1::GenerateRequest request_;
   v1::GenerateResponse response_;
   const LoadTarget::OnTokens on_tokens_;
-  const LoadTarget::OnEnd on_end_;
+  LoadTarget::OnEnd on_end_;
 };
 
 class DaemonTarget : public LoadTarget {
