@@ -153,9 +153,9 @@ int64_t EndsBytes(const JobShapes& job) {
   return job.value_bytes() * job.ends_weights + TensorBytes(job, job.largest_end);
 }
 
-// A shard of what is not quantized, one tensor on its way.
+// A shard of what is not quantized, and one of its tensors on its turn.
 int64_t RestBytes(const JobShapes& job) {
-  return job.largest_rest_shard + TensorBytes(job, job.largest_rest_tensor);
+  return job.largest_rest_shard + (job.rotates() ? kTurnBytes * job.largest_rest_tensor : 0);
 }
 
 // LibTorch's caching allocator holds free pieces beside those in use.
@@ -182,10 +182,8 @@ PeakMemory CountMemory(const JobShapes& job, const Place& place) {
   const int64_t make = MakeRotationBytes(job);
   const int64_t parts = std::max({EndsBytes(job), LayerBytes(job), TurnedLayerBytes(job)});
   if (!job.gpu) return {kCpuProcess + std::max(kept + std::max(files, parts), make), 0, spilled};
-  // A tensor is widened on the host before it goes to the device.
-  const int64_t largest = 6 * std::max(job.largest_end, job.largest_rest_tensor);
   const int64_t turn = job.rotates() ? kTurnBytes * job.largest_rest_tensor : 0;
-  return {kGpuProcess + pinned + std::max({files, largest, make}),
+  return {kGpuProcess + pinned + std::max(files, make),
           kGpuContext + ReservedBytes(kept + std::max(parts, turn)), spilled};
 }
 

@@ -2,7 +2,6 @@
 
 #include <ATen/ATen.h>
 
-#include <cstring>
 #include <optional>
 #include <utility>
 
@@ -170,14 +169,6 @@ absl::StatusOr<at::Tensor> ReadFloats(const TensorSource& tensors, const std::st
 }
 
 }  // namespace
-
-NamedTensor BFloat16Tensor(std::string name, const at::Tensor& tensor) {
-  const at::Tensor half = tensor.to(at::kCPU, at::kBFloat16).contiguous();
-  NamedTensor out{std::move(name), DType::kBF16, half.sizes().vec(), {}};
-  out.bytes.resize(half.nbytes());
-  std::memcpy(out.bytes.data(), half.data_ptr(), out.bytes.size());
-  return out;
-}
 
 absl::StatusOr<QuantizedLayer> QuantizeLayer(const QuantizeSpec& spec,
                                              const std::set<std::string>& excluded,

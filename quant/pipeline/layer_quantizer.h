@@ -37,7 +37,4 @@ absl::StatusOr<QuantizedLayer> QuantizeLayer(const QuantizeSpec& spec,
 absl::Status RestoreLayer(const QuantizeSpec& spec, const std::set<std::string>& excluded,
                           const TensorSource& tensors, DecoderLayer& layer);
 
-// bf16, as the artifact stores what is not quantized.
-NamedTensor BFloat16Tensor(std::string name, const at::Tensor& tensor);
-
 }  // namespace nibble

@@ -158,11 +158,12 @@ class ModelQuantizer {
   }
 
   absl::StatusOr<NamedTensor> ReadRest(const std::string& name) {
-    NIBBLE_ASSIGN_OR_RETURN(const at::Tensor tensor, loader_.ReadTensor(name));
+    NIBBLE_ASSIGN_OR_RETURN(NamedTensor tensor, loader_.ReadBFloat16(name));
     // An excluded linear is counted with its layer.
     const std::string stem = name.substr(0, name.rfind('.'));
-    if (!name.ends_with(".weight") || !excluded_.contains(stem)) report_.AddRest(tensor.numel());
-    return BFloat16Tensor(name, tensor);
+    if (!name.ends_with(".weight") || !excluded_.contains(stem))
+      report_.AddRest(static_cast<int64_t>(tensor.bytes.size()) / 2);
+    return tensor;
   }
 
   absl::StatusOr<QuantizeSummary> Finish(ArtifactWriter& writer) {

@@ -57,6 +57,9 @@ struct DecoderEnds {
 // kernels (quantized linears are matrices in host memory).
 enum class Purpose { kQuantize, kRun, kPrepare };
 
+// Rounded to bf16; the tensor is of any device.
+NamedTensor BFloat16Tensor(std::string name, const at::Tensor& tensor);
+
 // Opens a checkpoint or artifact folder and builds its parts on demand, on one device. An artifact
 // is recognised by its nibble.json. FAILED_PRECONDITION for a device that is not there.
 class DecoderLoader {
@@ -78,8 +81,9 @@ class DecoderLoader {
   const TensorSource& tensors() const { return *tensors_; }
   // Of every layer, in order.
   absl::StatusOr<std::vector<LinearInfo>> Linears() const;
-  // One of the model's tensors by its name: f32 on the CPU.
-  absl::StatusOr<at::Tensor> ReadTensor(const std::string& name) const;
+  // One of the model's tensors by its name, as an artifact stores it: rounded to bf16. Beside it
+  // the host holds little, unless the tensor turns.
+  absl::StatusOr<NamedTensor> ReadBFloat16(const std::string& name) const;
   absl::StatusOr<DecoderLayer> LoadLayer(int64_t index) const;
   absl::StatusOr<DecoderEnds> LoadEnds() const;
 

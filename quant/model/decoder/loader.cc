@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <utility>
 
 #include "quant/base/status_macros.h"
@@ -61,14 +62,14 @@ class TensorReader {
     return absl::OkStatus();
   }
 
-  // Of any name and shape: f32 on the CPU.
-  absl::StatusOr<at::Tensor> ReadAny(const std::string& name) const {
+  // Of any name and shape.
+  absl::StatusOr<NamedTensor> ReadBFloat16(const std::string& name) const {
     if (turns(name)) {
       NIBBLE_ASSIGN_OR_RETURN(const at::Tensor turned, ReadAs(name, {}, at::kFloat));
-      return turned.cpu();
+      return BFloat16Tensor(name, turned);
     }
     NIBBLE_ASSIGN_OR_RETURN(const TensorView view, tensors_.Find(name));
-    absl::StatusOr<at::Tensor> tensor = Widen(name, view);
+    absl::StatusOr<NamedTensor> tensor = Narrow(name, view);
     tensors_.Release(view);
     return tensor;
   }
@@ -109,6 +110,26 @@ class TensorReader {
     NIBBLE_RETURN_IF_ERROR(
         WidenToFloat(name, view, absl::MakeSpan(tensor.data_ptr<float>(), tensor.numel())));
     return tensor;
+  }
+
+  // A piece at a time: what is not quantized may be large.
+  static absl::StatusOr<NamedTensor> Narrow(const std::string& name, const TensorView& view) {
+    constexpr int64_t kPiece = int64_t{1} << 18;
+    const int64_t elements = view.elements();
+    NamedTensor out{name, DType::kBF16, view.shape, std::vector<uint8_t>(2 * elements)};
+    std::vector<float> values(std::min(kPiece, elements));
+    for (int64_t begin = 0; begin < elements; begin += kPiece) {
+      const int64_t count = std::min(kPiece, elements - begin);
+      const int64_t size = static_cast<int64_t>(view.bytes.size()) / elements;
+      const TensorView piece = {
+          view.dtype, {count}, view.bytes.subspan(begin * size, count * size)};
+      NIBBLE_RETURN_IF_ERROR(WidenToFloat(name, piece, absl::MakeSpan(values).first(count)));
+      for (int64_t i = 0; i < count; ++i) {
+        const uint16_t bits = FloatToBFloat16(values[i]);
+        std::memcpy(out.bytes.data() + 2 * (begin + i), &bits, sizeof(bits));
+      }
+    }
+    return out;
   }
 
   // As stored: the device converts faster than the host.
@@ -186,6 +207,13 @@ absl::Status ReadOptEnds(const ModelConfig& config, const std::string& prefix,
 
 }  // namespace
 
+NamedTensor BFloat16Tensor(std::string name, const at::Tensor& tensor) {
+  NamedTensor out{std::move(name), DType::kBF16, tensor.sizes().vec(), {}};
+  out.bytes.resize(2 * tensor.numel());
+  at::from_blob(out.bytes.data(), tensor.sizes(), at::kBFloat16).copy_(tensor);
+  return out;
+}
+
 absl::StatusOr<std::unique_ptr<DecoderLoader>> DecoderLoader::Open(
     const std::filesystem::path& folder, Compute compute, const Device& device, Purpose purpose) {
   NIBBLE_RETURN_IF_ERROR(PrepareDevice(device));
@@ -229,9 +257,9 @@ absl::StatusOr<std::vector<LinearInfo>> DecoderLoader::Linears() const {
   return DecoderLinears(config_, *tensors_);
 }
 
-absl::StatusOr<at::Tensor> DecoderLoader::ReadTensor(const std::string& name) const {
+absl::StatusOr<NamedTensor> DecoderLoader::ReadBFloat16(const std::string& name) const {
   return CatchTorch([&] {
-    return TensorReader(*tensors_, Compute::kF32, device_, rotation_.get()).ReadAny(name);
+    return TensorReader(*tensors_, Compute::kF32, device_, rotation_.get()).ReadBFloat16(name);
   });
 }
 

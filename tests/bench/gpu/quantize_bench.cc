@@ -1,14 +1,18 @@
 // Times QuantizeModel on generated random weights of true shapes (synthetic_model.h): per phase and
 // layer, with the peaks of device and host memory. Prints what it ran, and extrapolates nothing.
 #include <ATen/detail/CUDAHooksInterface.h>
+#include <malloc.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <atomic>
 #include <cinttypes>
 #include <cstdio>
 #include <fstream>
 #include <map>
+#include <stop_token>
 #include <string>
+#include <thread>
 
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
@@ -44,6 +48,29 @@ int64_t AnonymousBytes() {
   return 0;
 }
 
+// The most of it, looked at every few milliseconds.
+class AnonymousPeak {
+ public:
+  int64_t bytes() const { return peak_; }
+
+ private:
+  void Watch(const std::stop_token& stop) {
+    while (!stop.stop_requested()) {
+      peak_ = std::max(peak_.load(), AnonymousBytes());
+      absl::SleepFor(absl::Milliseconds(5));
+    }
+  }
+
+  std::atomic<int64_t> peak_ = AnonymousBytes();
+  std::jthread thread_{[this](const std::stop_token& stop) { Watch(stop); }};
+};
+
+double Gib(int64_t bytes) { return static_cast<double>(bytes) / (int64_t{1} << 30); }
+
+void PrintGib(const char* what, int64_t bytes) {
+  std::printf("  %-30s %8.2f GiB\n", what, Gib(bytes));
+}
+
 // Seconds between the progress calls, by what the pipeline did in them. The device is waited for at
 // each call, so that its work is counted where it was asked for.
 class Stopwatch {
@@ -57,7 +84,6 @@ class Stopwatch {
     const absl::Time now = absl::Now();
     seconds_[doing_] += absl::ToDoubleSeconds(now - last_);
     last_ = now;
-    anonymous_ = std::max(anonymous_, AnonymousBytes());
     if (!progress.note.empty()) std::printf("  note: %s\n", progress.note.c_str());
     if (progress.finished != nullptr) Finish(*progress.finished);
     doing_ = Next(progress);
@@ -69,13 +95,10 @@ class Stopwatch {
       std::printf("  %-30s %8.2f s\n", what.c_str(), seconds);
     }
     std::printf("  %-30s %8.2f s\n", "of it the linears", solve_seconds_);
-    std::printf("  %-30s %8.2f GiB\n", "peak device memory", Gib(peak_device_));
-    std::printf("  %-30s %8.2f GiB\n", "peak anonymous memory", Gib(anonymous_));
+    PrintGib("peak device memory", peak_device_);
   }
 
  private:
-  static double Gib(int64_t bytes) { return static_cast<double>(bytes) / (int64_t{1} << 30); }
-
   // A layer's solves end with the last linear; then its outputs go on.
   void Finish(const LayerReport& layer) {
     double solves = 0;
@@ -109,7 +132,6 @@ class Stopwatch {
   std::map<std::string, double> seconds_;
   double solve_seconds_ = 0;
   int64_t peak_device_ = 0;
-  int64_t anonymous_ = 0;
 };
 
 absl::Status Run(const Options& options) {
@@ -133,11 +155,18 @@ absl::Status Run(const Options& options) {
               absl::ToDoubleSeconds(absl::Now() - began));
   std::printf("%s on %s, %s, %" PRId64 " windows of %" PRId64 "\n", options.scheme.c_str(),
               options.device.c_str(), options.compute.c_str(), options.windows, options.window);
+  malloc_trim(0);  // what making the model has left
+  const int64_t before = AnonymousBytes();
+  const AnonymousPeak peak;
   Stopwatch stopwatch(device);
   NIBBLE_ASSIGN_OR_RETURN(
       const QuantizeSummary summary,
       QuantizeModel(spec, model, options.folder / "artifact", std::ref(stopwatch), device));
   stopwatch.Print();
+  malloc_trim(0);
+  PrintGib("anonymous memory before", before);
+  PrintGib("at its peak", peak.bytes());
+  PrintGib("after, the libraries' own", AnonymousBytes());
   std::printf("  %-30s %8.2f s, %.2f s a billion parameters\n", "in all", summary.seconds,
               summary.seconds / billions);
   std::printf("  mean output error %.5f, %.3f bits a linear weight\n", summary.mean_output_error,

@@ -1,5 +1,7 @@
 // Every cell of the method's matrix, as whole jobs over tiny models: the artifact loads, its
 // weights are values of the format under scales of the constraint, and it predicts.
+#include "tests/fixtures/matrix.h"
+
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <c10/core/InferenceMode.h>
@@ -7,58 +9,18 @@
 
 #include <cmath>
 #include <cstring>
-#include <fstream>
 #include <numeric>
 
 #include "quant/base/strings.h"
 #include "quant/model/decoder/decoder.h"
 #include "quant/pipeline/pipeline.h"
 #include "tests/fixtures/tiny_llama.h"
-#include "tests/fixtures/tiny_opt.h"
 #include "tests/temp_folder.h"
 
 namespace nibble {
 namespace {
 
-constexpr int kGroupSizes[] = {16, 32, 64, 128, 256, 512, 1024, kWholeRow};
 constexpr int64_t kWindow = 48;
-
-std::vector<WeightSpec> WeightKinds() {
-  std::vector<WeightSpec> kinds;
-  for (const Format format :
-       {Format::kE2M1, Format::kE3M0, Format::kE4M3, Format::kE5M2, Format::kInt4, Format::kInt8}) {
-    for (const ScaleConstraint constraint : {ScaleConstraint::kNone, ScaleConstraint::kM1}) {
-      kinds.push_back({.format = format, .constraint = constraint});
-    }
-    for (const M2Rounding rounding : {M2Rounding::kCeil, M2Rounding::kFloor, M2Rounding::kMse}) {
-      kinds.push_back({.format = format, .constraint = ScaleConstraint::kM2, .rounding = rounding});
-    }
-    if (IsInteger(format)) {
-      kinds.push_back({.format = format, .asymmetric = true, .constraint = ScaleConstraint::kNone});
-    }
-  }
-  return kinds;
-}
-
-std::vector<std::optional<ActivationSpec>> ActivationKinds() {
-  return {std::nullopt, ActivationSpec{Format::kE4M3, false}, ActivationSpec{Format::kE5M2, false},
-          ActivationSpec{Format::kInt8, false}, ActivationSpec{Format::kInt8, true}};
-}
-
-std::string Describe(const QuantizeSpec& spec) {
-  std::string words = spec.method == Method::kRtn ? "rtn" : "gptq";
-  if (spec.weights) {
-    words += StrCat(" weights ", FormatName(spec.weights->format),
-                    spec.weights->asymmetric ? " asymmetric" : "", " group ",
-                    spec.weights->group_size, " ", ScaleConstraintName(spec.weights->constraint),
-                    " ", M2RoundingName(spec.weights->rounding));
-  }
-  if (spec.activations) {
-    words += StrCat(" activations ", FormatName(spec.activations->format),
-                    spec.activations->asymmetric ? " asymmetric" : "");
-  }
-  return StrCat(words, " lorc ", spec.lorc_rank, " act_order ", spec.gptq.act_order);
-}
 
 // The value of a format nearest to x, from the formats' definition: multiples of a step that
 // doubles with the magnitude, or integers.
@@ -136,25 +98,12 @@ class MatrixTest : public testing::TestWithParam<const char*> {
   MatrixTest() : checkpoint_(folder_.path() / "tiny"), artifact_(folder_.path() / "out") {
     at::set_num_threads(1);  // waking others would take most of the time
     // Neither width is a multiple of a group.
-    const absl::Status written =
-        std::string(GetParam()) == "llama"
-            ? WriteTinyLlama(
-                  {.hidden = 72, .layers = 1, .heads = 6, .kv_heads = 3, .intermediate = 100},
-                  checkpoint_)
-            : WriteTinyOpt({.hidden = 72,
-                            .layers = 1,
-                            .heads = 6,
-                            .ffn = 100,
-                            .pre_norm = std::string(GetParam()) == "opt"},
-                           checkpoint_);
+    const MatrixShape shape = {.hidden = 72, .heads = 6, .kv_heads = 3, .intermediate = 100};
+    const absl::Status written = WriteMatrixModel(GetParam(), shape, checkpoint_);
     EXPECT_TRUE(written.ok()) << written;
-    std::ofstream corpus(folder_.path() / "c.txt");
-    for (int i = 0; i < 100; ++i) corpus << "word" << (i * i) % 37 << ' ';
-    corpus.close();
+    calibration_ = WriteMatrixCorpus(folder_.path());
     for (int32_t i = 0; i < kWindow; ++i) batch_.tokens.push_back(i * 5 % 256);
     batch_.segments = {{.first_row = 0, .length = kWindow, .position = 0, .blocks = {}}};
-    spec_.calibration = {
-        .corpus = folder_.path() / "c.txt", .windows = 4, .window_tokens = kWindow};
   }
 
   at::Tensor Logits(const std::filesystem::path& model) {
@@ -214,75 +163,28 @@ class MatrixTest : public testing::TestWithParam<const char*> {
   std::filesystem::path checkpoint_;
   std::filesystem::path artifact_;
   Batch batch_;
-  QuantizeSpec spec_;
+  CalibrationSpec calibration_;
 };
 
-// Every kind of weights with every group size and every kind of activations (eight and five).
 TEST_P(MatrixTest, RoundToNearest) {
-  spec_.method = Method::kRtn;
-  spec_.calibration.corpus.clear();
-  const auto activations = ActivationKinds();
-  // What a family changes is not in the formats: after the first, every third job.
-  const size_t stride = std::string(GetParam()) == "llama" ? 1 : 3;
-  size_t next = 0;
-  for (const WeightSpec& weights : WeightKinds()) {
-    for (const int group_size : kGroupSizes) {
-      spec_.weights = weights;
-      spec_.weights->group_size = group_size;
-      spec_.activations = activations[next % activations.size()];
-      if (next++ % stride == 0) Check(spec_);
-    }
-  }
+  for (const QuantizeSpec& spec : RoundToNearestCells(GetParam())) Check(spec);
 }
 
-// Every kind of weights in both orders, with both metrics of LoRC, which goes up to the full rank.
 TEST_P(MatrixTest, GptqAndLorc) {
-  const auto activations = ActivationKinds();
-  size_t next = 0;
-  for (const WeightSpec& weights : WeightKinds()) {
-    for (const bool act_order : {false, true}) {
-      spec_.weights = weights;
-      spec_.weights->group_size = kGroupSizes[next % std::size(kGroupSizes)];
-      spec_.activations = activations[next % activations.size()];
-      spec_.gptq.act_order = act_order;
-      constexpr int kRanks[] = {0, 1, 8, 36};
-      spec_.lorc_rank = kRanks[next % std::size(kRanks)];
-      spec_.lorc_metric = next % 3 == 0 ? LorcMetric::kWeight : LorcMetric::kInput;
-      Check(spec_);
-      ++next;
-    }
-  }
+  for (const QuantizeSpec& spec : GptqAndLorcCells(calibration_)) Check(spec);
 }
 
-// Every symmetric kind of weights, by both methods.
 TEST_P(MatrixTest, ScaleSearchAndIterations) {
-  size_t next = 0;
-  for (const WeightSpec& weights : WeightKinds()) {
-    if (weights.asymmetric) continue;
-    spec_.weights = weights;
-    spec_.weights->group_size = kGroupSizes[next % std::size(kGroupSizes)];
-    spec_.method = next % 2 == 0 ? Method::kGptq : Method::kRtn;
-    spec_.scale_search = ScaleSearch::kDiagonal;
-    spec_.lorc_rank = 4;
-    spec_.lorc_iterations = 1 + static_cast<int>(next++ % 2);
-    Check(spec_);
-  }
+  for (const QuantizeSpec& spec : ScaleSearchCells(calibration_)) Check(spec);
 }
 
 TEST_P(MatrixTest, ActivationsAlone) {
-  for (const auto& activations : ActivationKinds()) {
-    if (!activations) continue;
-    spec_.activations = activations;
-    Check(spec_);
-  }
+  for (const QuantizeSpec& spec : ActivationCells()) Check(spec);
 }
 
 TEST_P(MatrixTest, ExclusionByPattern) {
-  spec_.weights = WeightSpec{.group_size = 32};
-  spec_.activations = ActivationSpec{};
-  spec_.exclude = {"*.[qv]_proj", std::string(GetParam()) == "llama" ? "*.mlp.*" : "*.fc?"};
-  const auto summary = QuantizeModel(spec_, checkpoint_, artifact_,
-                                     [](const Progress&) { return absl::OkStatus(); });
+  const auto summary = QuantizeModel(ExclusionCell(GetParam(), calibration_), checkpoint_,
+                                     artifact_, [](const Progress&) { return absl::OkStatus(); });
   ASSERT_TRUE(summary.ok()) << summary.status();
   EXPECT_TRUE(Logits(artifact_).isfinite().all().item<bool>());
   const auto loader = DecoderLoader::Open(artifact_, Compute::kF32).value();
@@ -296,7 +198,7 @@ TEST_P(MatrixTest, ExclusionByPattern) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, MatrixTest, testing::Values("llama", "opt", "opt_post_norm"),
+INSTANTIATE_TEST_SUITE_P(Families, MatrixTest, testing::ValuesIn(kMatrixFamilies),
                          [](const auto& info) { return std::string(info.param); });
 
 // The largest rank of the paper's range, which a matrix must be large enough for.

@@ -7,6 +7,8 @@
 #include <cstring>
 #include <numeric>
 
+#include "tests/temp_folder.h"
+
 namespace nibble {
 namespace {
 
@@ -118,6 +120,36 @@ TEST(DecoderLoaderTest, MissingAndMisshapenTensorsAreNamed) {
   ASSERT_FALSE(decoder.ok());
   EXPECT_NE(decoder.status().message().find("model.layers.1.mlp.up_proj.weight"), std::string::npos)
       << decoder.status();
+}
+
+// What is not quantized is stored so: of every type that a checkpoint may have, and in more than
+// one of the pieces that it is read in.
+TEST(DecoderLoaderTest, ReadsAnyTensorRoundedToBFloat16) {
+  const TempFolder folder;
+  std::filesystem::copy(Models() / "llama_mha", folder.path() / "m");
+  constexpr int64_t kElements = 600'001;
+  const at::Tensor values = at::randn({kElements});
+  std::vector<NamedTensor> tensors;
+  const auto add = [&](const char* name, DType dtype, at::ScalarType type) {
+    const at::Tensor stored = values.to(type);
+    const auto* bytes = static_cast<const uint8_t*>(stored.const_data_ptr());
+    tensors.push_back({name, dtype, {kElements}, {bytes, bytes + stored.nbytes()}});
+  };
+  add("f32", DType::kF32, at::kFloat);
+  add("f16", DType::kF16, at::kHalf);
+  add("bf16", DType::kBF16, at::kBFloat16);
+  tensors.push_back({"none", DType::kF32, {0}, {}});
+  ASSERT_TRUE(WriteSafetensors(folder.path() / "m" / "model.safetensors", tensors).ok());
+  const auto loader = DecoderLoader::Open(folder.path() / "m", Compute::kF32).value();
+  const std::pair<const char*, at::ScalarType> types[] = {
+      {"f32", at::kFloat}, {"f16", at::kHalf}, {"bf16", at::kBFloat16}};
+  for (const auto& [name, type] : types) {
+    const NamedTensor read = loader->ReadBFloat16(name).value();
+    EXPECT_EQ(read.dtype, DType::kBF16);
+    EXPECT_EQ(read.bytes, BFloat16Tensor(name, values.to(type)).bytes) << name;
+  }
+  EXPECT_TRUE(loader->ReadBFloat16("none").value().bytes.empty());
+  EXPECT_EQ(loader->ReadBFloat16("absent").status().code(), absl::StatusCode::kNotFound);
 }
 
 }  // namespace
