@@ -42,7 +42,7 @@ __device__ __forceinline__ void ExpandWord(uint32_t word, uint2 lower_table, uin
 }
 
 // The A fragments of two k-steps, from a thread's 16 bytes; table[half] belongs to row half.
-__device__ __forceinline__ void ExpandPair(uint4 words, const uint2 (&table)[2], uint32_t (&a)[8]) {
+__device__ __forceinline__ void ExpandPair(uint4 words, const uint2 (&table)[2], uint32_t* a) {
   ExpandWord(words.x, table[0], table[0], a[0], a[2]);
   ExpandWord(words.y, table[1], table[1], a[1], a[3]);
   ExpandWord(words.z, table[0], table[0], a[4], a[6]);

@@ -2,10 +2,9 @@
 // weights, comes from registers; B, the activations, from shared memory.
 //
 // One producer thread keeps a ring of stages full (bulk copies of weight slices, tensor copies of
-// activations that a cluster shares). Each of two warpgroups works in halves of a slice, two
-// products of K = 32 each: while the two of one half run, it makes the fragments of the next half,
-// in the other of two sets of registers. So neither the tensor cores nor the expansion wait, as
-// long as expanding a half takes less than multiplying it.
+// activations that a cluster shares). Each of two warpgroups queues the four products of a slice
+// and makes the fragments of the next one meanwhile, in the other of two sets of registers. While
+// one moves its sums to f32, the tensor cores have the other's four products to work at.
 //
 // Under kExpanded the producer's other warps expand all weights once (wide_expand.cuh), and
 // fragments are mere loads.
@@ -99,7 +98,7 @@ struct FoldedFragment {
     }
   }
 
-  __device__ __forceinline__ void Expand(uint32_t (&a)[8]) const {
+  __device__ __forceinline__ void Expand(uint32_t* a) const {
     if constexpr (kFine) {
       ExpandWord(words.x, table[0], table[2], a[0], a[2]);
       ExpandWord(words.y, table[1], table[3], a[1], a[3]);
@@ -124,7 +123,7 @@ struct ExpandedFragment {
   __device__ __forceinline__ void Read(uint32_t slice, int half, int thread, uint32_t, int) {
     at = slice + (2 * half * 128 + thread) * 16;
   }
-  __device__ __forceinline__ void Expand(uint32_t (&a)[8]) const {
+  __device__ __forceinline__ void Expand(uint32_t* a) const {
 #pragma unroll
     for (int step = 0; step < 2; ++step) {
       const uint4 four = SharedLoad16(at + step * 2048);
@@ -162,27 +161,32 @@ struct Multiplier {
   int cluster;
   float products[Config::kSums];
   float sums[Config::kPromote ? Config::kSums : 1];
-  uint32_t a[2][8];
-  Fragment fragment;
+  uint32_t a[2][16];  // fragments of a slice, and of the next
 
   __device__ __forceinline__ uint32_t Slice(const RingPosition& at) const {
     const int tile = Config::kRowTiles == 1 ? 0 : warpgroup;
     return ring.weights + (at.stage * Config::kRowTiles + tile) * ring.weight_bytes;
   }
-  __device__ __forceinline__ void Read(const RingPosition& at, int half) {
-    fragment.Read(Slice(at), half, thread, tables, group_shift);
+  __device__ __forceinline__ void MakeFragments(const RingPosition& at, uint32_t (&to)[16]) const {
+    Fragment fragment;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      fragment.Read(Slice(at), half, thread, tables, group_shift);
+      fragment.Expand(to + 8 * half);
+    }
   }
   // Every block of the cluster may fill the stage again, as far as this warp is concerned.
   __device__ __forceinline__ void Release(const RingPosition& at) const {
     const int lane = thread % 32;
     if (lane < cluster) BarrierArriveClusterAsReader(ring.empty + at.stage * 8, lane);
   }
-  template <int kHalf>
-  __device__ __forceinline__ void Queue(const RingPosition& at, uint32_t keep) {
-    const uint64_t x = SwizzledDescriptor(ring.x + at.stage * Config::kXBytes) + 4 * kHalf;
+  // Promoted: products begin anew with each slice.
+  __device__ __forceinline__ void Queue(const RingPosition& at, const uint32_t (&from)[16]) {
+    const uint64_t x = SwizzledDescriptor(ring.x + at.stage * Config::kXBytes);
     WgmmaFence();
-    Wgmma(products, a[kHalf], x, keep);
-    Wgmma(products, a[kHalf] + 4, x + 2, 1);
+    Wgmma(products, from, x, Config::kPromote ? 0 : 1);
+#pragma unroll
+    for (int step = 1; step < 4; ++step) Wgmma(products, from + 4 * step, x + 2 * step, 1);
     WgmmaCommit();
   }
   __device__ __forceinline__ void Promote() {
@@ -190,39 +194,31 @@ struct Multiplier {
     for (int i = 0; i < Config::kSums; ++i) sums[i] += products[i];
   }
 
+  // The slice at `at`, whose fragments a[kNow] holds; leaves the next one's in the other.
+  template <int kNow>
+  __device__ __forceinline__ void MultiplySlice(RingPosition& at, bool last) {
+    Queue(at, a[kNow]);
+    const RingPosition now = at;
+    if (!last) at.Advance(Config::kSliceStep, ring.stages);  // else reads this one again
+    BarrierWait(ring.full + at.stage * 8, at.phase);
+    MakeFragments(at, a[1 - kNow]);
+    WgmmaWait<0>();
+    KeepUntilHere(a[kNow]);
+    Settle(products);
+    Release(now);
+    if constexpr (Config::kPromote) Promote();
+  }
+
   // Multiplies `count` of the warpgroup's own slices, at least one, the first of them at `at`.
   __device__ __forceinline__ void Run(RingPosition at, int count) {
     Clear();
-    RingPosition before = at;
     BarrierWait(ring.full + at.stage * 8, at.phase);
-    Read(at, 0);
-    fragment.Expand(a[0]);
+    MakeFragments(at, a[0]);
 #pragma unroll 1
-    for (int i = 0; i < count; ++i) {
-      Queue<0>(at, Config::kPromote ? 0 : 1);  // promoted: products begin anew with each slice
-      Read(at, 1);
-      WgmmaWait<1>();
-      KeepUntilHere(a[1]);
-      if (i > 0) Release(before);
-      fragment.Expand(a[1]);
-
-      Queue<1>(at, 1);
-      before = at;
-      if (i + 1 < count) at.Advance(Config::kSliceStep, ring.stages);  // else reads this one again
-      BarrierWait(ring.full + at.stage * 8, at.phase);
-      Read(at, 0);
-      WgmmaWait<1>();
-      KeepUntilHere(a[0]);
-      fragment.Expand(a[0]);
-      if constexpr (Config::kPromote) {
-        WgmmaWait<0>();
-        Settle(products);
-        Promote();
-      }
+    for (int left = count; left > 0; left -= 2) {
+      MultiplySlice<0>(at, left == 1);
+      if (left > 1) MultiplySlice<1>(at, left == 2);
     }
-    WgmmaWait<0>();
-    Settle(products);
-    Release(before);
   }
 
   __device__ __forceinline__ void Clear() {

@@ -32,10 +32,10 @@ WideShared WideSharedMemory(const WidePlan& plan, const LinearShape& shape) {
 WidePlan PlanWide(const LinearShape& shape, bool promoted, const Device& device,
                   const WideChoice& choice) {
   WidePlan plan;
-  const bool expanded =
-      choice.expanded == 0 ? shape.tokens >= kExpandedTokens : choice.expanded > 0;
-  plan.source = expanded ? WideSource::kExpanded : WideSource::kFolded;
   plan.promoted = promoted || shape.tokens <= 128;
+  const bool expanded =
+      choice.expanded == 0 ? plan.promoted && shape.tokens >= kExpandedTokens : choice.expanded > 0;
+  plan.source = expanded ? WideSource::kExpanded : WideSource::kFolded;
   plan.token_tile = plan.promoted ? 128 : 256;
   plan.token_tiles = static_cast<int>(CeilDiv(shape.tokens, plan.token_tile));
   plan.row_tiles = expanded                ? 2

@@ -16,7 +16,7 @@ namespace nibble::w4a8 {
 //              ahead of the products that read them
 enum class WideSource : uint8_t { kFolded, kExpanded };
 
-// From here on expanding once is faster than once per token tile.
+// From here on expanding once is faster than once per token tile, if sums are promoted.
 inline constexpr int kExpandedTokens = 1024;
 // Two warpgroups multiply, one feeds them.
 inline constexpr int kWideThreads = 3 * 128;
