@@ -153,10 +153,13 @@ int64_t EndsBytes(const JobShapes& job) {
   return job.value_bytes() * job.ends_weights + TensorBytes(job, job.largest_end);
 }
 
-// A shard of what is not quantized, and one of its tensors on its turn.
-int64_t RestBytes(const JobShapes& job) {
-  return job.largest_rest_shard + (job.rotates() ? kTurnBytes * job.largest_rest_tensor : 0);
+// A tensor of what is not quantized, on its turn.
+int64_t TurnedRestBytes(const JobShapes& job) {
+  return job.rotates() ? kTurnBytes * job.largest_rest_tensor : 0;
 }
+
+// A shard of what is not quantized, and one of its tensors.
+int64_t RestBytes(const JobShapes& job) { return job.largest_rest_shard + TurnedRestBytes(job); }
 
 // LibTorch's caching allocator holds free pieces beside those in use.
 int64_t ReservedBytes(int64_t used) { return used * 5 / 4; }
@@ -182,9 +185,8 @@ PeakMemory CountMemory(const JobShapes& job, const Place& place) {
   const int64_t make = MakeRotationBytes(job);
   const int64_t parts = std::max({EndsBytes(job), LayerBytes(job), TurnedLayerBytes(job)});
   if (!job.gpu) return {kCpuProcess + std::max(kept + std::max(files, parts), make), 0, spilled};
-  const int64_t turn = job.rotates() ? kTurnBytes * job.largest_rest_tensor : 0;
   return {kGpuProcess + pinned + std::max(files, make),
-          kGpuContext + ReservedBytes(kept + std::max(parts, turn)), spilled};
+          kGpuContext + ReservedBytes(kept + std::max(parts, TurnedRestBytes(job))), spilled};
 }
 
 }  // namespace nibble
