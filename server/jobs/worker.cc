@@ -59,8 +59,13 @@ class SupervisorLine {
 
 class Worker {
  public:
-  Worker(DataRoot root, std::unique_ptr<JobStore> store, std::string name, const Device& device)
-      : root_(std::move(root)), store_(std::move(store)), name_(std::move(name)), device_(device) {}
+  Worker(DataRoot root, std::unique_ptr<JobStore> store, std::string name, const Device& device,
+         DeviceCheck works)
+      : root_(std::move(root)),
+        store_(std::move(store)),
+        name_(std::move(name)),
+        device_(device),
+        works_(std::move(works)) {}
 
   absl::Status Run() {
     NIBBLE_RETURN_IF_ERROR(CheckDevice(device_));
@@ -87,7 +92,7 @@ class Worker {
     const absl::StatusOr<std::string> summary = Quantize(job, lease);
     spdlog::info("{} attempt {}: {}", job.id, job.attempt, summary.status().ToString());
     // A device that works no more in this process is no fault of the job: another process goes on.
-    if (!summary.ok()) NIBBLE_RETURN_IF_ERROR(CheckDeviceWorks(device_));
+    if (!summary.ok()) NIBBLE_RETURN_IF_ERROR(works_(device_));
     const absl::Status ended = End(job, lease, summary);
     // Another attempt has the job by now: nothing more to say about it.
     return absl::IsAborted(ended) ? absl::OkStatus() : ended;
@@ -174,15 +179,17 @@ class Worker {
   const std::unique_ptr<JobStore> store_;
   const std::string name_;
   const Device device_;
+  const DeviceCheck works_;
   SupervisorLine line_;
   std::string left_;  // why the attempt was left; empty: it was not
 };
 
 }  // namespace
 
-absl::Status RunWorker(const DataRoot& root, const std::string& name, const Device& device) {
+absl::Status RunWorker(const DataRoot& root, const std::string& name, const Device& device,
+                       DeviceCheck works) {
   NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<JobStore> store, JobStore::Open(root.database()));
-  return Worker(root, std::move(store), name, device).Run();
+  return Worker(root, std::move(store), name, device, std::move(works)).Run();
 }
 
 }  // namespace nibble
