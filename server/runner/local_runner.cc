@@ -8,6 +8,7 @@
 #include "quant/base/status_macros.h"
 #include "quant/base/strings.h"
 #include "quant/base/torch_status.h"
+#include "quant/kernels/cpu/parallel.h"
 #include "quant/model/decoder/decoder.h"
 #include "server/runner/answers.h"
 #include "server/runner/model_runner.h"
@@ -97,6 +98,7 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> MakeLocalRunner(const std::filesyst
     const c10::InferenceMode inference;
     NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<Decoder> decoder,
                             Decoder::Load(folder, options.compute));
+    EndThreads();
     const int64_t block_bytes = BlockBytes(decoder->config());
     const int64_t bytes = options.kv_bytes > 0 ? options.kv_bytes : kDefaultKvBytes;
     const int64_t blocks = std::min<int64_t>(bytes / block_bytes, INT32_MAX);

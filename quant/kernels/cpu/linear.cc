@@ -19,23 +19,37 @@ struct PanelTask {
   int panel_count = 0;
 };
 
+// The last tasks of a matrix are half as large as the others, so that no thread waits long.
 void AddTasks(size_t linear, const ArrangedMatrix& matrix, std::vector<PanelTask>& tasks) {
-  for (int64_t panel = 0; panel < matrix.panel_count(); panel += kMaxTilePanels) {
-    const int64_t left = matrix.panel_count() - panel;
-    tasks.push_back({linear, panel, static_cast<int>(std::min<int64_t>(left, kMaxTilePanels))});
+  int64_t left = matrix.panel_count();
+  while (left > 0) {
+    const int64_t most = left > kMaxTilePanels ? kMaxTilePanels : kMaxTilePanels / 2;
+    const int64_t count = std::min<int64_t>(left, most);
+    tasks.push_back({linear, matrix.panel_count() - left, static_cast<int>(count)});
+    left -= count;
   }
 }
 
-constexpr int kTileTotals = kMaxTileTokens * kMaxTilePanels * kPanelRows;
+// Sums of one tile, of which only those used are set to zero: [tokens, panels, 16].
+class Totals {
+ public:
+  Totals(int tokens, int panels) {
+    std::fill_n(values_, int64_t{tokens} * panels * kPanelRows, 0.0f);
+  }
+  float* data() { return values_; }
 
-// totals[tokens of the tile, panels, 16] += the task's panels times the tile.
+ private:
+  float values_[kMaxTileTokens * kMaxTilePanels * kPanelRows];
+};
+
+// totals += the task's panels times the tile.
 void MultiplyTile(const ArrangedMatrix& matrix, const PanelTask& task, const TiledInput& x,
-                  int64_t tile, float* totals) {
+                  int64_t tile, Totals& totals) {
   TileInputs inputs;
   matrix.Describe(task.first_panel, task.panel_count, inputs);
   inputs.x = x.data(tile);
   inputs.tokens = x.token_count(tile);
-  matrix.kernels().multiply(inputs, totals);
+  matrix.kernels().multiply(inputs, totals.data());
 }
 
 TiledInput TileFor(const ArrangedMatrix& matrix, const at::Tensor& x) {
@@ -62,13 +76,13 @@ std::vector<std::unique_ptr<TiledInput>> MultiplyB(absl::Span<const LinearWeight
     const int64_t first = task.first_panel * kPanelRows;
     const int64_t rows = std::min<int64_t>(task.panel_count * kPanelRows, b.rows() - first);
     for (int64_t tile = 0; tile < x.tiles(); ++tile) {
-      float totals[kTileTotals] = {};
-      MultiplyTile(b, task, x, tile, totals);
       const int count = x.token_count(tile);
+      Totals totals(count, task.panel_count);
+      MultiplyTile(b, task, x, tile, totals);
       float* to = products[task.linear]->data(tile) + first * count;
       for (int64_t row = 0; row < rows; ++row) {
         for (int t = 0; t < count; ++t) {
-          to[row * count + t] = totals[t * task.panel_count * kPanelRows + row];
+          to[row * count + t] = totals.data()[t * task.panel_count * kPanelRows + row];
         }
       }
     }
@@ -105,12 +119,12 @@ std::vector<at::Tensor> ArrangedLinears(absl::Span<const LinearWeights* const> l
     const PanelTask& task = tasks[index];
     const LinearWeights& weights = *linears[task.linear];
     for (int64_t tile = 0; tile < tiled.tiles(); ++tile) {
-      float totals[kTileTotals] = {};
+      Totals totals(tiled.token_count(tile), task.panel_count);
       MultiplyTile(weights.arranged->weight, task, tiled, tile, totals);
       if (low_rank[task.linear] != nullptr) {
         MultiplyTile(*weights.arranged->lorc_a, task, *low_rank[task.linear], tile, totals);
       }
-      StoreTile(task, tiled, tile, totals, weights.bias, outputs[task.linear]);
+      StoreTile(task, tiled, tile, totals.data(), weights.bias, outputs[task.linear]);
     }
   });
   return outputs;

@@ -12,4 +12,6 @@ void RunOnThreads(const std::function<void()>& work) {
   work();
 }
 
+void EndThreads() { omp_pause_resource(omp_pause_soft, omp_get_initial_device()); }
+
 }  // namespace nibble

@@ -14,6 +14,10 @@ namespace nibble {
 int ThreadCount();
 // Calls work() once on each. It must not throw.
 void RunOnThreads(const std::function<void()>& work);
+// Ends the calling thread's helpers; its next RunOnThreads starts them anew. For a thread that is
+// done: with more helpers alive than there are cores, those of every thread go to sleep at once
+// after a piece of work, and waking them takes longer than most pieces.
+void EndThreads();
 
 // Calls task(i) for every i in 0 .. count - 1. Each thread takes half of its share of what is left,
 // neighbours in rising order, so that none waits long for the last.

@@ -14,18 +14,18 @@
 namespace nibble {
 
 inline constexpr int kPanelRows = 16;
-// Columns are stored in steps of 4, zeros after the last.
-inline constexpr int kColumnStep = 4;
+// Columns are stored in steps of 8, zeros after the last.
+inline constexpr int kColumnStep = 8;
 
-// How a panel's values are stored, by step of 4 columns:
-//   kNibbles  32 bytes of 4-bit codes, each a place in a table of 16 floats (NibblePlace)
-//   kBFloat16 2 x 16 dwords: columns 0 and 1, then 2 and 3 of row r in the low and high half of
-//             dword r
-//   kFloat    4 x 16 floats
+// How a panel's values are stored, by step of 8 columns:
+//   kNibbles  64 bytes of 4-bit codes, each a place in a table of 16 floats (NibblePlace)
+//   kBFloat16 4 x 16 dwords: columns 0 and 1, then 2 and 3, .. of row r in the low and high half
+//             of dword r
+//   kFloat    8 x 16 floats
 enum class PanelKind : uint8_t { kNibbles, kBFloat16, kFloat };
-inline constexpr int kNibbleStepBytes = 32;
-inline constexpr int kBFloat16StepBytes = 128;
-inline constexpr int kFloatStepBytes = 256;
+inline constexpr int kNibbleStepBytes = 64;
+inline constexpr int kBFloat16StepBytes = 256;
+inline constexpr int kFloatStepBytes = 512;
 
 // At most so many tokens and panels go into one Multiply.
 inline constexpr int kMaxTileTokens = 8;
@@ -46,7 +46,7 @@ struct TileInputs {
 };
 
 struct NibblePlace {
-  int byte = 0;  // of the step's 32
+  int byte = 0;  // of the step's 64
   bool high = false;
 };
 

@@ -16,7 +16,9 @@ struct Avx2 {
     __m256i low;
     __m256i high;
   };
-  using NibbleStep = __m256i;
+  struct NibbleStep {
+    __m256i halves[2];  // columns 0 to 3, 4 to 7
+  };
   static constexpr int kMostPanels = 2;
   static constexpr int kTileTokens = 6;
   static constexpr int kAccumulators = 6;
@@ -57,10 +59,12 @@ struct Avx2 {
   static Vec PowerOfTwo(Vec t) { return {PowerOfTwo(t.low), PowerOfTwo(t.high)}; }
 
   // So that after a look-up of both bytes and an interleave within the 128-bit halves, dword r of
-  // the low result holds columns 0 and 1 of row r, of the high result those of row 8 + r.
+  // the low result holds columns 0 and 1 (or 2 and 3) of row r, of the high result those of row
+  // 8 + r.
   static constexpr NibblePlace Place(int row, int column) {
     const int half = row % 8 / 4;
-    return {16 * half + row / 8 * 8 + 2 * (row % 4) + column % 2, column >= 2};
+    return {32 * (column / 4) + 16 * half + row / 8 * 8 + 2 * (row % 4) + column % 2,
+            column % 4 >= 2};
   }
   static Table NibbleTable(const float* table) {
     alignas(16) uint8_t bytes[2][16];
@@ -83,11 +87,13 @@ struct Avx2 {
     return _mm256_castsi256_ps(_mm256_and_si256(words, mask));
   }
   static NibbleStep LoadNibbles(const uint8_t* p) {
-    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    const auto* halves = reinterpret_cast<const __m256i*>(p);
+    return {{_mm256_loadu_si256(halves), _mm256_loadu_si256(halves + 1)}};
   }
-  static Vec NibbleColumn(const Table& table, NibbleStep step, int column) {
+  static Vec NibbleColumn(const Table& table, const NibbleStep& step, int column) {
+    const __m256i half = step.halves[column / 4];
     const __m256i codes =
-        _mm256_and_si256(column < 2 ? step : _mm256_srli_epi16(step, 4), _mm256_set1_epi8(15));
+        _mm256_and_si256(column % 4 < 2 ? half : _mm256_srli_epi16(half, 4), _mm256_set1_epi8(15));
     const __m256i low = _mm256_shuffle_epi8(table.low, codes);
     const __m256i high = _mm256_shuffle_epi8(table.high, codes);
     return Words(_mm256_unpacklo_epi8(low, high), _mm256_unpackhi_epi8(low, high), column % 2 == 1);

@@ -9,9 +9,7 @@ namespace {
 struct Avx512 {
   using Vec = __m512;
   using Table = __m512;
-  struct NibbleStep {
-    __m512i codes[2];  // columns 0 and 1, 2 and 3: a byte per row and dword
-  };
+  using NibbleStep = __m512i;
   static constexpr int kMostPanels = 4;
   static constexpr int kTileTokens = 8;
   static constexpr int kAccumulators = 24;
@@ -33,20 +31,16 @@ struct Avx512 {
     return _mm512_castsi512_ps(_mm512_add_epi32(exponent, _mm512_set1_epi32(127 << 23)));
   }
 
-  // Columns 0 and 1 in the low and high nibble of byte `row`, 2 and 3 in those of byte 16 + row.
+  // Dword `row` holds that row's columns, the first in its lowest bits.
   static constexpr NibblePlace Place(int row, int column) {
-    return {kPanelRows * (column / 2) + row, column % 2 == 1};
+    return {4 * row + column / 2, column % 2 == 1};
   }
   static Table NibbleTable(const float* table) { return Load(table); }
-  static NibbleStep LoadNibbles(const uint8_t* p) {
-    const auto* codes = reinterpret_cast<const __m128i*>(p);
-    return {{_mm512_cvtepu8_epi32(_mm_loadu_si128(codes)),
-             _mm512_cvtepu8_epi32(_mm_loadu_si128(codes + 1))}};
-  }
+  static NibbleStep LoadNibbles(const uint8_t* p) { return _mm512_loadu_si512(p); }
   // The permutation reads only the low 4 bits of an index.
-  static Vec NibbleColumn(Table table, const NibbleStep& step, int column) {
-    const __m512i codes = step.codes[column / 2];
-    return _mm512_permutexvar_ps(column % 2 == 0 ? codes : _mm512_srli_epi32(codes, 4), table);
+  static Vec NibbleColumn(Table table, NibbleStep step, int column) {
+    if (column > 0) step = _mm512_srli_epi32(step, static_cast<unsigned>(4 * column));
+    return _mm512_permutexvar_ps(step, table);
   }
   static Vec BFloat16Column(const uint8_t* p, bool odd) {
     const __m512i both = _mm512_loadu_si512(p);

@@ -9,9 +9,9 @@
 //   PowerOfTwo(t)                             2^n where t = 1.5 * 2^23 + n
 //   Place(row, column)                        see TileKernels
 //   NibbleTable(p)                            the 16 floats, as NibbleColumn wants them
-//   LoadNibbles(p)                            a step's 32 bytes
-//   NibbleColumn(table, step, column)         one of its 4 columns
-//   BFloat16Column(p, odd)                    column 0 or 1 of a step's half
+//   LoadNibbles(p)                            a step's 64 bytes
+//   NibbleColumn(table, step, column)         one of its 8 columns
+//   BFloat16Column(p, odd)                    column 0 or 1 of the 2 in a step's dwords
 //   kTileTokens, kMostPanels, kAccumulators   what its registers hold: tokens, panels, sums
 #pragma once
 
@@ -48,7 +48,7 @@ struct BFloat16Panels {
   explicit BFloat16Panels(const TileInputs&) {}
   NIBBLE_INLINE static Step Load(const uint8_t* p) { return p; }
   NIBBLE_INLINE static typename Simd::Vec Column(Step step, int column) {
-    return Simd::BFloat16Column(step + column / 2 * (kBFloat16StepBytes / 2), column % 2);
+    return Simd::BFloat16Column(step + column / 2 * kLineBytes, column % 2);
   }
 };
 
@@ -94,7 +94,7 @@ void MultiplyTile(const TileInputs& inputs, int first_panel, float* totals) {
         }
         steps[p] = reader.Load(step);
       }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int c = 0; c < Panels::kStep; ++c) {
         Vec w[kPanels];
 #pragma GCC unroll 4
