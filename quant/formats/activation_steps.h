@@ -45,9 +45,15 @@ constexpr Steps SymmetricSteps(const Range& range, float format_max) {
   return {format_max / largest, largest / format_max, 0};
 }
 
+// x in steps of the scale; what it is rounded to is this times the scale.
+template <class Number>
+constexpr float NearestSymmetric(float x, const Steps& steps) {
+  return Number::Round(x * steps.inverse);
+}
+
 template <class Number>
 constexpr float RoundSymmetric(float x, const Steps& steps) {
-  return Number::Round(x * steps.inverse) * steps.scale;
+  return NearestSymmetric<Number>(x, steps) * steps.scale;
 }
 
 inline constexpr float kLevels = 255;
@@ -58,9 +64,13 @@ constexpr Steps AsymmetricSteps(const Range& range) {
   return {inverse, span / kLevels, Clamp(RoundToInteger(-range.low * inverse), 0, kLevels)};
 }
 
-constexpr float RoundAsymmetric(float x, const Steps& steps) {
+constexpr float NearestAsymmetric(float x, const Steps& steps) {
   const float rounded = RoundToInteger(Clamp(x * steps.inverse, -kLevels, kLevels));
-  return (Clamp(rounded + steps.zero, 0, kLevels) - steps.zero) * steps.scale;
+  return Clamp(rounded + steps.zero, 0, kLevels) - steps.zero;
+}
+
+constexpr float RoundAsymmetric(float x, const Steps& steps) {
+  return NearestAsymmetric(x, steps) * steps.scale;
 }
 
 }  // namespace nibble::number

@@ -43,18 +43,24 @@ ActivationScale ComputeActivationScale(const ActivationSpec& spec, absl::Span<co
   return {steps.scale, static_cast<int>(steps.zero)};
 }
 
-void RoundActivationRow(const ActivationSpec& spec, absl::Span<float> row) {
+float RoundActivationSteps(const ActivationSpec& spec, absl::Span<float> row) {
   const number::Range range = RangeOf(row);
   if (spec.asymmetric) {
     const number::Steps steps = number::AsymmetricSteps(range);
-    for (float& x : row) x = number::RoundAsymmetric(x, steps);
-    return;
+    for (float& x : row) x = number::NearestAsymmetric(x, steps);
+    return steps.scale;
   }
-  number::Visit(spec.format, [&](auto type) {
+  return number::Visit(spec.format, [&](auto type) {
     using Number = decltype(type);
     const number::Steps steps = number::SymmetricSteps(range, Number::kMax);
-    for (float& x : row) x = number::RoundSymmetric<Number>(x, steps);
+    for (float& x : row) x = number::NearestSymmetric<Number>(x, steps);
+    return steps.scale;
   });
+}
+
+void RoundActivationRow(const ActivationSpec& spec, absl::Span<float> row) {
+  const float scale = RoundActivationSteps(spec, row);
+  for (float& x : row) x *= scale;
 }
 
 }  // namespace nibble

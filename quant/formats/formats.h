@@ -168,6 +168,9 @@ struct ActivationSpec {
 // S = amax / max; asymmetric over the range including 0: S = range / 255, zero = round(-lo / S). A
 // row of zeros stays zero; a row with a NaN or an infinity becomes NaNs.
 void RoundActivationRow(const ActivationSpec& spec, absl::Span<float> row);
+// The same, but leaves x / S and returns S: numbers of the format (asymmetric: code - zero), each of
+// which bf16 holds exactly. Of a row that becomes NaNs every product with S is NaN.
+float RoundActivationSteps(const ActivationSpec& spec, absl::Span<float> row);
 
 // The scale and the code of 0 (asymmetric; else 0) by which RoundActivationRow rounds a finite row.
 struct ActivationScale {

@@ -41,18 +41,26 @@ struct NormWeights {
 // RMSNorm when `bias` is undefined, else LayerNorm.
 at::Tensor Normalize(const NormWeights& norm, const at::Tensor& x);
 
+// x = values * scales. What the CPU has rounded keeps each token's scale apart, so that its values
+// are numbers of the activation format and fit in bf16.
+struct LinearInput {
+  at::Tensor values;             // [tokens, K]
+  at::Tensor scales;             // f32 [tokens, 1]; undefined: 1
+  at::Tensor TrueValues() const;  // x
+};
+
 // Per-token rounding to the activation format; x itself when `spec` is absent.
-at::Tensor RoundActivations(const std::optional<ActivationSpec>& spec, const at::Tensor& x);
+LinearInput RoundActivations(const std::optional<ActivationSpec>& spec, const at::Tensor& x);
 
 // Normalize, then RoundActivations, with DESIGN's definition: after an RMSNorm the 1/rms cancels,
 // q = e4m3(x g 448 / amax|x g|), S = amax|x g| / (448 rms).
-at::Tensor NormalizeAndRound(const NormWeights& norm, const std::optional<ActivationSpec>& spec,
-                             const at::Tensor& x);
+LinearInput NormalizeAndRound(const NormWeights& norm, const std::optional<ActivationSpec>& spec,
+                              const at::Tensor& x);
 
 // y = x W^T + (x B^T) A^T + bias of each of some linears with one input; x already rounded.
 // Arranged weights: a token's y depends, bit for bit, on its x alone. All arranged or none.
 std::vector<at::Tensor> Linears(absl::Span<const LinearWeights* const> linears,
-                                const at::Tensor& x);
+                                const LinearInput& x);
 at::Tensor Linear(const LinearWeights& weights, const at::Tensor& x);
 
 // The rows of a weight, as an embedding: f32 [rows.numel(), K]. rows: i64, in range.

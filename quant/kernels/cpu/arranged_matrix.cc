@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstring>
 #include <new>
 
@@ -15,7 +16,13 @@ constexpr int64_t kHugePageBytes = int64_t{2} << 20;
 
 int64_t RoundUp(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
-bool IsBFloat16(float value) { return (std::bit_cast<uint32_t>(value) & 0xffffu) == 0; }
+// A bf16 number whose products with a rounded activation, 2^-16 or more, and whatever these sum up to
+// are never subnormal: tile.h.
+bool IsBFloat16(float value) {
+  constexpr float kSmallest = 0x1p-100F;
+  return (std::bit_cast<uint32_t>(value) & 0xffffu) == 0 &&
+         (value == 0 || std::fabs(value) >= kSmallest);
+}
 
 PanelKind KindOf(const WeightSpec& spec) {
   const bool codes = FormatBits(spec.format) == 4 && !spec.asymmetric;

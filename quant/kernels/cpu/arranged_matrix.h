@@ -20,7 +20,7 @@ namespace nibble {
 //   weights in          held as             bits a weight, beside one f32 scale a group
 //   4 bits, symmetric   codes               4
 //   other quantized     bf16, unscaled      16   every value of a format is one
-//   values, all bf16    bf16                16
+//   values, all bf16    bf16                16   and each 0 or at least 2^-100
 //   other values        f32                 32
 class ArrangedMatrix {
  public:

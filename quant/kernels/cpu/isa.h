@@ -9,10 +9,10 @@
 namespace nibble {
 
 // kPortable: plain C++, correct on every x86-64 and slow. kAvx2: AVX2 and FMA. kAvx512: AVX-512 F,
-// BW, DQ and VL.
-enum class Isa { kPortable, kAvx2, kAvx512 };
+// BW, DQ and VL. kAvx512Bf16: also BF16.
+enum class Isa { kPortable, kAvx2, kAvx512, kAvx512Bf16 };
 
-std::string_view IsaName(Isa isa);  // "portable" "avx2" "avx512"
+std::string_view IsaName(Isa isa);  // "portable" "avx2" "avx512" "avx512_bf16"
 // What this machine can run, from the slowest to the fastest.
 std::vector<Isa> AvailableIsas();
 // The fastest, or what the environment variable NIBBLE_CPU_ISA names when the machine can run it;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "quant/kernels/cpu/arranged_linear.h"
@@ -47,14 +48,23 @@ void MultiplyTile(const ArrangedMatrix& matrix, const PanelTask& task, const Til
                   int64_t tile, Totals& totals) {
   TileInputs inputs;
   matrix.Describe(task.first_panel, task.panel_count, inputs);
-  inputs.x = x.data(tile);
-  inputs.tokens = x.token_count(tile);
+  x.Describe(tile, inputs);
   matrix.kernels().multiply(inputs, totals.data());
 }
 
-TiledInput TileFor(const ArrangedMatrix& matrix, const at::Tensor& x) {
-  TiledInput tiled(x.size(0), matrix.padded_cols(), matrix.kernels().tile_tokens);
-  tiled.Fill(x.data_ptr<float>(), matrix.cols());
+// Values that an activation's rounding made are bf16 numbers.
+TiledInput TileFor(absl::Span<const LinearWeights* const> linears, const at::Tensor& values,
+                   bool rounded) {
+  const bool exact = std::ranges::all_of(linears, [](const LinearWeights* weights) {
+    const ArrangedLinear& linear = *weights->arranged;
+    const bool b = !linear.lorc_b || linear.lorc_b->kind() != PanelKind::kFloat;
+    return b && linear.weight.kind() != PanelKind::kFloat;
+  });
+  const ArrangedMatrix& matrix = linears[0]->arranged->weight;
+  const TileKernels& kernels = matrix.kernels();
+  TiledInput tiled(values.size(0), matrix.padded_cols(), kernels.tile_tokens,
+                   rounded && exact && kernels.takes_pairs);
+  tiled.Fill(values.const_data_ptr<float>(), matrix.cols());
   return tiled;
 }
 
@@ -67,7 +77,7 @@ std::vector<std::unique_ptr<TiledInput>> MultiplyB(absl::Span<const LinearWeight
     const ArrangedLinear& linear = *linears[i]->arranged;
     if (!linear.lorc_b) continue;
     products[i] = std::make_unique<TiledInput>(tokens, linear.lorc_a->padded_cols(),
-                                               linear.weight.kernels().tile_tokens);
+                                               linear.weight.kernels().tile_tokens, false);
     AddTasks(i, *linear.lorc_b, tasks);
   }
   ParallelTasks(static_cast<int64_t>(tasks.size()), [&](int64_t index) {
@@ -79,10 +89,10 @@ std::vector<std::unique_ptr<TiledInput>> MultiplyB(absl::Span<const LinearWeight
       const int count = x.token_count(tile);
       Totals totals(count, task.panel_count);
       MultiplyTile(b, task, x, tile, totals);
-      float* to = products[task.linear]->data(tile) + first * count;
-      for (int64_t row = 0; row < rows; ++row) {
-        for (int t = 0; t < count; ++t) {
-          to[row * count + t] = totals.data()[t * task.panel_count * kPanelRows + row];
+      for (int t = 0; t < count; ++t) {
+        const float* from = totals.data() + t * task.panel_count * kPanelRows;
+        for (int64_t row = 0; row < rows; ++row) {
+          products[task.linear]->Put(tile, first + row, t, from[row]);
         }
       }
     }
@@ -90,44 +100,64 @@ std::vector<std::unique_ptr<TiledInput>> MultiplyB(absl::Span<const LinearWeight
   return products;
 }
 
-// Adds the bias to a tile's totals and stores those rows that the matrix has.
+// One linear's y, and what it takes beside the products: null where absent.
+struct Output {
+  Output(const LinearWeights& weights, const LinearInput& x)
+      : tensor(at::empty({x.values.size(0), weights.arranged->weight.rows()}, at::kFloat)),
+        y(tensor.mutable_data_ptr<float>()),
+        rows(tensor.size(1)),
+        scales(x.scales.defined() ? x.scales.const_data_ptr<float>() : nullptr),
+        bias(weights.bias.defined() ? weights.bias.const_data_ptr<float>() : nullptr) {}
+
+  at::Tensor tensor;
+  float* y;
+  int64_t rows;
+  const float* scales;  // of the tokens
+  const float* bias;
+};
+
+// Those rows of a tile's totals that the matrix has, times the token's scale, plus the bias.
 void StoreTile(const PanelTask& task, const TiledInput& x, int64_t tile, const float* totals,
-               const at::Tensor& bias, at::Tensor& y) {
-  const int64_t rows = y.size(1);
+               const Output& output) {
   const int64_t first = task.first_panel * kPanelRows;
-  const int64_t width = std::min<int64_t>(task.panel_count * kPanelRows, rows - first);
-  const float* offsets = bias.defined() ? bias.data_ptr<float>() + first : nullptr;
+  const int64_t width = std::min<int64_t>(task.panel_count * kPanelRows, output.rows - first);
   for (int t = 0; t < x.token_count(tile); ++t) {
-    float* to = y.data_ptr<float>() + (x.first_token(tile) + t) * rows + first;
+    const int64_t token = x.first_token(tile) + t;
+    const float scale = output.scales == nullptr ? 1 : output.scales[token];
+    float* to = output.y + token * output.rows + first;
     const float* from = totals + t * task.panel_count * kPanelRows;
-    for (int64_t i = 0; i < width; ++i) to[i] = offsets == nullptr ? from[i] : from[i] + offsets[i];
+    for (int64_t i = 0; i < width; ++i) to[i] = scale * from[i];
+    if (output.bias == nullptr) continue;
+    for (int64_t i = 0; i < width; ++i) to[i] += output.bias[first + i];
   }
 }
 
 std::vector<at::Tensor> ArrangedLinears(absl::Span<const LinearWeights* const> linears,
-                                        const at::Tensor& x) {
-  const int64_t tokens = x.size(0);
-  const TiledInput tiled = TileFor(linears[0]->arranged->weight, x);
-  const auto low_rank = MultiplyB(linears, tiled, tokens);
-  std::vector<at::Tensor> outputs;
+                                        const LinearInput& input) {
+  const LinearInput x = {input.values.contiguous(), input.scales};
+  const TiledInput tiled = TileFor(linears, x.values, x.scales.defined());
+  const auto low_rank = MultiplyB(linears, tiled, x.values.size(0));
+  std::vector<Output> outputs;
   std::vector<PanelTask> tasks;
   for (size_t i = 0; i < linears.size(); ++i) {
-    outputs.push_back(at::empty({tokens, linears[i]->arranged->weight.rows()}, at::kFloat));
+    outputs.emplace_back(*linears[i], x);
     AddTasks(i, linears[i]->arranged->weight, tasks);
   }
   ParallelTasks(static_cast<int64_t>(tasks.size()), [&](int64_t index) {
     const PanelTask& task = tasks[index];
-    const LinearWeights& weights = *linears[task.linear];
+    const ArrangedLinear& linear = *linears[task.linear]->arranged;
     for (int64_t tile = 0; tile < tiled.tiles(); ++tile) {
       Totals totals(tiled.token_count(tile), task.panel_count);
-      MultiplyTile(weights.arranged->weight, task, tiled, tile, totals);
+      MultiplyTile(linear.weight, task, tiled, tile, totals);
       if (low_rank[task.linear] != nullptr) {
-        MultiplyTile(*weights.arranged->lorc_a, task, *low_rank[task.linear], tile, totals);
+        MultiplyTile(*linear.lorc_a, task, *low_rank[task.linear], tile, totals);
       }
-      StoreTile(task, tiled, tile, totals.data(), weights.bias, outputs[task.linear]);
+      StoreTile(task, tiled, tile, totals.data(), outputs[task.linear]);
     }
   });
-  return outputs;
+  std::vector<at::Tensor> tensors;
+  for (Output& output : outputs) tensors.push_back(std::move(output.tensor));
+  return tensors;
 }
 
 at::Tensor TrueValueLinear(const LinearWeights& weights, const at::Tensor& x) {
@@ -183,15 +213,16 @@ int64_t WeightBytes(const LinearWeights& weights) {
 }
 
 std::vector<at::Tensor> Linears(absl::Span<const LinearWeights* const> linears,
-                                const at::Tensor& x) {
-  if (linears[0]->arranged != nullptr) return ArrangedLinears(linears, x.contiguous());
+                                const LinearInput& x) {
+  if (linears[0]->arranged != nullptr) return ArrangedLinears(linears, x);
+  const at::Tensor values = x.TrueValues();
   std::vector<at::Tensor> outputs;
-  for (const LinearWeights* linear : linears) outputs.push_back(TrueValueLinear(*linear, x));
+  for (const LinearWeights* linear : linears) outputs.push_back(TrueValueLinear(*linear, values));
   return outputs;
 }
 
 at::Tensor Linear(const LinearWeights& weights, const at::Tensor& x) {
-  return Linears({&weights}, x)[0];
+  return Linears({&weights}, {x, {}})[0];
 }
 
 at::Tensor GatherRows(const LinearWeights& weights, const at::Tensor& rows) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <utility>
 
 #include "quant/kernels/cpu/parallel.h"
 #include "quant/kernels/cpu/tensor_kernels.h"
@@ -46,17 +47,31 @@ void LayerNormRow(const NormWeights& norm, const float* x, float* out, int64_t w
   for (int64_t i = 0; i < width; ++i) out[i] = (x[i] - mean) * inverse * gain[i] + bias[i];
 }
 
-// out[row] = f(x[row], out[row]) for every row of x [tokens, width].
+// f(row, x[row], out[row]) for every row of x [tokens, width]; gives out.
 template <class Function>
 at::Tensor MapRows(const at::Tensor& x, const Function& f) {
   const at::Tensor from = x.contiguous();
   at::Tensor out = at::empty(from.sizes(), at::kFloat);
   const int64_t width = from.size(-1);
+  const float* const in = from.const_data_ptr<float>();
+  float* const to = out.mutable_data_ptr<float>();
   constexpr int64_t kRowBlock = 8;  // rows worth a thread
-  ParallelBlocks(from.numel() / width, kRowBlock, [&](int64_t row) {
-    f(from.data_ptr<float>() + row * width, out.data_ptr<float>() + row * width);
-  });
+  ParallelBlocks(from.numel() / width, kRowBlock,
+                 [&](int64_t row) { f(row, in + row * width, to + row * width); });
   return out;
+}
+
+// What `prepare` makes of each row, rounded; `prepare` gives a factor of the row's scale.
+template <class Function>
+LinearInput RoundRows(const ActivationSpec& spec, const at::Tensor& x, const Function& prepare) {
+  const int64_t width = x.size(-1);
+  at::Tensor scales = at::empty({x.numel() / width, 1}, at::kFloat);
+  float* const scale = scales.mutable_data_ptr<float>();
+  at::Tensor values = MapRows(x, [&](int64_t row, const float* from, float* to) {
+    const float factor = prepare(from, to);
+    scale[row] = RoundActivationSteps(spec, absl::MakeSpan(to, width)) * factor;
+  });
+  return {std::move(values), std::move(scales)};
 }
 
 }  // namespace
@@ -65,36 +80,38 @@ at::Tensor Normalize(const NormWeights& norm, const at::Tensor& x) {
   if (!x.is_cpu()) return tensor::Normalize(norm, x);
   const int64_t width = x.size(-1);
   if (!IsRmsNorm(norm)) {
-    return MapRows(x, [&](const float* from, float* to) { LayerNormRow(norm, from, to, width); });
+    return MapRows(x, [&](int64_t, const float* from, float* to) {
+      LayerNormRow(norm, from, to, width);
+    });
   }
   const float* gain = norm.gain.data_ptr<float>();
-  return MapRows(x, [&](const float* from, float* to) {
+  return MapRows(x, [&](int64_t, const float* from, float* to) {
     const float inverse = InverseRms(from, width, norm.eps);
     for (int64_t i = 0; i < width; ++i) to[i] = from[i] * inverse * gain[i];
   });
 }
 
-at::Tensor RoundActivations(const std::optional<ActivationSpec>& spec, const at::Tensor& x) {
-  if (!spec) return x;
-  if (!x.is_cpu()) return RoundRowsOnCuda(*spec, x);
+at::Tensor LinearInput::TrueValues() const { return scales.defined() ? values * scales : values; }
+
+LinearInput RoundActivations(const std::optional<ActivationSpec>& spec, const at::Tensor& x) {
+  if (!spec) return {x, {}};
+  if (!x.is_cpu()) return {RoundRowsOnCuda(*spec, x), {}};
   const int64_t width = x.size(-1);
-  return MapRows(x, [&](const float* from, float* to) {
+  return RoundRows(*spec, x, [&](const float* from, float* to) {
     std::copy_n(from, width, to);
-    RoundActivationRow(*spec, absl::MakeSpan(to, width));
+    return 1.0f;
   });
 }
 
-at::Tensor NormalizeAndRound(const NormWeights& norm, const std::optional<ActivationSpec>& spec,
-                             const at::Tensor& x) {
-  if (!x.is_cpu()) return tensor::NormalizeAndRound(norm, spec, x);
+LinearInput NormalizeAndRound(const NormWeights& norm, const std::optional<ActivationSpec>& spec,
+                              const at::Tensor& x) {
+  if (!x.is_cpu()) return {tensor::NormalizeAndRound(norm, spec, x), {}};
   if (!IsRmsNorm(norm) || !spec) return RoundActivations(spec, Normalize(norm, x));
   const int64_t width = x.size(-1);
   const float* gain = norm.gain.data_ptr<float>();
-  return MapRows(x, [&](const float* from, float* to) {
+  return RoundRows(*spec, x, [&](const float* from, float* to) {
     for (int64_t i = 0; i < width; ++i) to[i] = from[i] * gain[i];
-    RoundActivationRow(*spec, absl::MakeSpan(to, width));
-    const float inverse = InverseRms(from, width, norm.eps);
-    for (int64_t i = 0; i < width; ++i) to[i] *= inverse;
+    return InverseRms(from, width, norm.eps);
   });
 }
 

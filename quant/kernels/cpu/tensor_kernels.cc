@@ -37,9 +37,9 @@ at::Tensor NormalizeAndRound(const NormWeights& norm, const std::optional<Activa
                              const at::Tensor& x) {
   const at::Tensor wide = x.to(at::kFloat);
   if (norm.bias.defined() || !spec) {
-    return RoundActivations(spec, NormalizeWide(norm, wide)).to(x.scalar_type());
+    return RoundActivations(spec, NormalizeWide(norm, wide)).TrueValues().to(x.scalar_type());
   }
-  const at::Tensor rounded = RoundActivations(spec, wide * norm.gain);
+  const at::Tensor rounded = RoundActivations(spec, wide * norm.gain).TrueValues();
   return (rounded * InverseRms(wide, norm.eps)).to(x.scalar_type());
 }
 

@@ -3,10 +3,12 @@
 // from there.
 //
 // One sum serves all: over a panel of 16 rows in the lanes of a vector,
-//   total += scale * (sum over the group's columns, in rising order, by fused multiply-add)
-// one group after the other. So a row's result depends on its weights and its token alone: neither
-// on how many tokens or panels stand beside it, nor on the instruction set. All sets give equal
-// bits.
+//   total += scale * (sum over the group's columns, by fused multiply-add)
+// one group after the other. Columns go in rising order, but of each pair the second comes first
+// (kFloat: not), since that is what AVX512-BF16's dot product does. So a row's result depends on
+// its weights and its token alone: neither on how many tokens or panels stand beside it, nor on the
+// instruction set. All sets give equal bits. (That dot product takes subnormal numbers for 0: no
+// kBFloat16 value is below 2^-100.)
 #pragma once
 
 #include <cstdint>
@@ -37,6 +39,8 @@ struct TileInputs {
   const void* panels[kMaxTilePanels];   // the first `panel_count` of them
   const float* scales[kMaxTilePanels];  // [groups, 16] of each panel; null: 1
   const float* x = nullptr;             // [columns rounded up to kColumnStep, tokens]
+  // Instead of x: two columns in bf16 a dword, the first in its low half. Not for kFloat.
+  const uint32_t* pairs = nullptr;  // [half of x's columns, tokens]
   int64_t columns = 0;                  // of kFloat any number, else a multiple of kColumnStep
   int64_t group = 0;                    // columns of a full group, a multiple of kColumnStep
   int tokens = 0;
@@ -55,6 +59,8 @@ struct TileKernels {
   NibblePlace places[kPanelRows][kColumnStep];
   // The tokens of a full tile.
   int tile_tokens;
+  // Whether `multiply` takes TileInputs::pairs.
+  bool takes_pairs;
   // totals[tokens][panel_count][16] += the product.
   void (*multiply)(const TileInputs& inputs, float* totals);
   // scores[count] in place to exp(score - their largest), those from `count` up to a multiple of 16
@@ -67,5 +73,6 @@ struct TileKernels {
 extern const TileKernels kPortableKernels;
 extern const TileKernels kAvx2Kernels;
 extern const TileKernels kAvx512Kernels;
+extern const TileKernels kAvx512Bf16Kernels;
 
 }  // namespace nibble

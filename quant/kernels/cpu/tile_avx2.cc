@@ -19,6 +19,7 @@ struct Avx2 {
   struct NibbleStep {
     __m256i halves[2];  // columns 0 to 3, 4 to 7
   };
+  static constexpr bool kTakesPairs = false;
   static constexpr int kMostPanels = 2;
   static constexpr int kTileTokens = 6;
   static constexpr int kAccumulators = 6;

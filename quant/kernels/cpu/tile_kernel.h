@@ -13,6 +13,10 @@
 //   NibbleColumn(table, step, column)         one of its 8 columns
 //   BFloat16Column(p, odd)                    column 0 or 1 of the 2 in a step's dwords
 //   kTileTokens, kMostPanels, kAccumulators   what its registers hold: tokens, panels, sums
+//   kTakesPairs                               has the following, for TileInputs::pairs
+//   PairTable(p) NibblePair(table, step, pair)  the same for 2 columns a dword in bf16: Pair
+//   SetPair(dword) LoadPair(p)
+//   FmaPair(a, b, c)                          c + the second's product, then + the first's
 #pragma once
 
 #include <cstdint>
@@ -26,42 +30,97 @@ namespace {
 
 constexpr int64_t kLineBytes = 64;
 
-// How a panel's columns are read: Load takes a step of kStep columns, Column gives one of them.
+// How x is read and multiplied: a column at a time, or a pair of them.
 template <class Simd>
-struct NibblePanels {
+struct Columns {
+  using Input = float;
+  static constexpr int kColumns = 1;
+  NIBBLE_INLINE static const float* Inputs(const TileInputs& inputs) { return inputs.x; }
+  NIBBLE_INLINE static typename Simd::Vec Set(float x) { return Simd::Set(x); }
+  NIBBLE_INLINE static typename Simd::Vec Fma(const typename Simd::Vec& w,
+                                              const typename Simd::Vec& x,
+                                              const typename Simd::Vec& sum) {
+    return Simd::Fma(w, x, sum);
+  }
+  // The place in a step of what is multiplied `i`-th.
+  static constexpr int Place(int i) { return i ^ 1; }
+};
+
+template <class Simd>
+struct ColumnPairs {
+  using Input = uint32_t;
+  static constexpr int kColumns = 2;
+  NIBBLE_INLINE static const uint32_t* Inputs(const TileInputs& inputs) { return inputs.pairs; }
+  NIBBLE_INLINE static typename Simd::Pair Set(uint32_t x) { return Simd::SetPair(x); }
+  NIBBLE_INLINE static typename Simd::Vec Fma(typename Simd::Pair w, typename Simd::Pair x,
+                                              typename Simd::Vec sum) {
+    return Simd::FmaPair(w, x, sum);
+  }
+  static constexpr int Place(int i) { return i; }
+};
+
+// How a panel is read: Load takes a step of kStep columns, Weights gives one of them, or a pair.
+template <class Simd>
+struct NibblePanels : Columns<Simd> {
   static constexpr int64_t kColumnBytes = kNibbleStepBytes / kColumnStep;
   static constexpr int kStep = kColumnStep;
   using Step = typename Simd::NibbleStep;
   explicit NibblePanels(const TileInputs& inputs) : table(Simd::NibbleTable(inputs.table)) {}
   NIBBLE_INLINE static Step Load(const uint8_t* p) { return Simd::LoadNibbles(p); }
-  NIBBLE_INLINE typename Simd::Vec Column(const Step& step, int column) const {
+  NIBBLE_INLINE typename Simd::Vec Weights(const Step& step, int column) const {
     return Simd::NibbleColumn(table, step, column);
   }
   typename Simd::Table table;
 };
 
 template <class Simd>
-struct BFloat16Panels {
+struct NibblePairPanels : ColumnPairs<Simd> {
+  static constexpr int64_t kColumnBytes = kNibbleStepBytes / kColumnStep;
+  static constexpr int kStep = kColumnStep;
+  using Step = typename Simd::NibbleStep;
+  explicit NibblePairPanels(const TileInputs& inputs) : table(Simd::PairTable(inputs.table)) {}
+  NIBBLE_INLINE static Step Load(const uint8_t* p) { return Simd::LoadNibbles(p); }
+  NIBBLE_INLINE typename Simd::Pair Weights(const Step& step, int pair) const {
+    return Simd::NibblePair(table, step, pair);
+  }
+  typename Simd::Pair table;
+};
+
+template <class Simd>
+struct BFloat16Panels : Columns<Simd> {
   static constexpr int64_t kColumnBytes = kBFloat16StepBytes / kColumnStep;
   static constexpr int kStep = kColumnStep;
   using Step = const uint8_t*;
   explicit BFloat16Panels(const TileInputs&) {}
   NIBBLE_INLINE static Step Load(const uint8_t* p) { return p; }
-  NIBBLE_INLINE static typename Simd::Vec Column(Step step, int column) {
+  NIBBLE_INLINE static typename Simd::Vec Weights(Step step, int column) {
     return Simd::BFloat16Column(step + column / 2 * kLineBytes, column % 2);
   }
 };
 
 template <class Simd>
-struct FloatPanels {
+struct BFloat16PairPanels : ColumnPairs<Simd> {
+  static constexpr int64_t kColumnBytes = kBFloat16StepBytes / kColumnStep;
+  static constexpr int kStep = kColumnStep;
+  using Step = const uint8_t*;
+  explicit BFloat16PairPanels(const TileInputs&) {}
+  NIBBLE_INLINE static Step Load(const uint8_t* p) { return p; }
+  NIBBLE_INLINE static typename Simd::Pair Weights(Step step, int pair) {
+    return Simd::LoadPair(step + pair * kLineBytes);
+  }
+};
+
+template <class Simd>
+struct FloatPanels : Columns<Simd> {
   static constexpr int64_t kColumnBytes = kFloatStepBytes / kColumnStep;
   static constexpr int kStep = 1;
   using Step = const uint8_t*;
   explicit FloatPanels(const TileInputs&) {}
   NIBBLE_INLINE static Step Load(const uint8_t* p) { return p; }
-  NIBBLE_INLINE static typename Simd::Vec Column(Step step, int) {
+  NIBBLE_INLINE static typename Simd::Vec Weights(Step step, int) {
     return Simd::Load(reinterpret_cast<const float*>(step));
   }
+  static constexpr int Place(int i) { return i; }
 };
 
 // One tile: kTokens x kPanels sums in registers.
@@ -73,7 +132,8 @@ void MultiplyTile(const TileInputs& inputs, int first_panel, float* totals) {
   for (int p = 0; p < kPanels; ++p) {
     panels[p] = static_cast<const uint8_t*>(inputs.panels[first_panel + p]);
   }
-  const float* x = inputs.x;
+  constexpr int kInputs = Panels::kStep / Panels::kColumns;  // of a step, by token
+  const typename Panels::Input* x = Panels::Inputs(inputs);
   int64_t group = 0;
   for (int64_t begin = 0; begin < inputs.columns; begin += inputs.group, ++group) {
     const int64_t end =
@@ -95,17 +155,19 @@ void MultiplyTile(const TileInputs& inputs, int first_panel, float* totals) {
         steps[p] = reader.Load(step);
       }
 #pragma GCC unroll 8
-      for (int c = 0; c < Panels::kStep; ++c) {
-        Vec w[kPanels];
+      for (int i = 0; i < kInputs; ++i) {
+        const int place = Panels::Place(i);
+        decltype(reader.Weights(steps[0], 0)) w[kPanels];
 #pragma GCC unroll 4
-        for (int p = 0; p < kPanels; ++p) w[p] = reader.Column(steps[p], c);
+        for (int p = 0; p < kPanels; ++p) w[p] = reader.Weights(steps[p], place);
 #pragma GCC unroll 16
         for (int t = 0; t < kTokens; ++t) {
-          const Vec token = Simd::Set(*x++);
+          const auto token = Panels::Set(x[place * kTokens + t]);
 #pragma GCC unroll 4
-          for (int p = 0; p < kPanels; ++p) sums[t][p] = Simd::Fma(w[p], token, sums[t][p]);
+          for (int p = 0; p < kPanels; ++p) sums[t][p] = Panels::Fma(w[p], token, sums[t][p]);
         }
       }
+      x += kInputs * kTokens;
     }
 #pragma GCC unroll 4
     for (int p = 0; p < kPanels; ++p) {
@@ -143,6 +205,13 @@ void MultiplyKind(const TileInputs& inputs, float* totals) {
 
 template <class Simd>
 void Multiply(const TileInputs& inputs, float* totals) {
+  if constexpr (Simd::kTakesPairs) {
+    if (inputs.pairs != nullptr) {
+      return inputs.kind == PanelKind::kNibbles
+                 ? MultiplyKind<Simd, NibblePairPanels<Simd>>(inputs, totals)
+                 : MultiplyKind<Simd, BFloat16PairPanels<Simd>>(inputs, totals);
+    }
+  }
   switch (inputs.kind) {
     case PanelKind::kNibbles:
       return MultiplyKind<Simd, NibblePanels<Simd>>(inputs, totals);
@@ -231,8 +300,12 @@ void SiluMultiplyRow(float* gate, const float* up, int64_t count) {
 template <class Simd>
 constexpr TileKernels MakeTileKernels() {
   static_assert(Simd::kTileTokens <= kMaxTileTokens);
-  TileKernels kernels = {
-      {}, Simd::kTileTokens, Multiply<Simd>, Exponentials<Simd>, SiluMultiplyRow<Simd>};
+  TileKernels kernels = {{},
+                         Simd::kTileTokens,
+                         Simd::kTakesPairs,
+                         Multiply<Simd>,
+                         Exponentials<Simd>,
+                         SiluMultiplyRow<Simd>};
   for (int row = 0; row < kPanelRows; ++row) {
     for (int column = 0; column < kColumnStep; ++column) {
       kernels.places[row][column] = Simd::Place(row, column);

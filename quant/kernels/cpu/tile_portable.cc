@@ -10,6 +10,7 @@ struct Portable {
   };
   using Table = const float*;
   using NibbleStep = const uint8_t*;
+  static constexpr bool kTakesPairs = false;
   static constexpr int kMostPanels = 4;
   static constexpr int kTileTokens = 2;
   static constexpr int kAccumulators = 2;

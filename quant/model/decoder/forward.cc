@@ -57,9 +57,9 @@ std::vector<at::Tensor> RunGroup(const DecoderLayer& layer, InputGroup group,
   }
   for (const int rounded : {0, 1}) {
     if (weights[rounded].empty()) continue;
-    at::Tensor shared;
+    LinearInput shared;
     if (rounded == 0) {
-      shared = input();
+      shared.values = input();
     } else {
       shared = norm == nullptr ? RoundActivations(activation, x)
                                : NormalizeAndRound(*norm, activation, x);

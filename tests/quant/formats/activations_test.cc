@@ -41,6 +41,32 @@ TEST(RoundActivationRowTest, EqualsEncodeAndDecode) {
   }
 }
 
+TEST(RoundActivationStepsTest, LeavesBFloat16NumbersWhoseProductsAreTheRoundedRow) {
+  const uint32_t seed = 43;
+  SCOPED_TRACE(testing::Message() << "seed " << seed);
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal;
+  for (const ActivationSpec& spec : std::vector<ActivationSpec>{{Format::kE4M3, false},
+                                                                {Format::kE5M2, false},
+                                                                {Format::kInt8, false},
+                                                                {Format::kInt8, true}}) {
+    for (int trial = 0; trial < 100; ++trial) {
+      std::vector<float> row(1 + random() % 700);
+      for (float& x : row) x = normal(random);
+      std::vector<float> steps = row;
+      const float scale = RoundActivationSteps(spec, absl::MakeSpan(steps));
+      EXPECT_EQ(scale, ComputeActivationScale(spec, row).scale);
+      const std::vector<float> rounded = Rounded(spec, row);
+      for (size_t i = 0; i < row.size(); ++i) {
+        ASSERT_EQ(std::bit_cast<uint32_t>(steps[i]) & 0xffff, 0) << steps[i];
+        // The tile kernels count on it: tile.h.
+        ASSERT_TRUE(steps[i] == 0 || std::fabs(steps[i]) >= 0x1p-16F) << steps[i];
+        ASSERT_EQ(steps[i] * scale, rounded[i]);
+      }
+    }
+  }
+}
+
 TEST(RoundActivationRowTest, ByHand) {
   // The scale is 1: the largest magnitude is the format's.
   EXPECT_EQ(Rounded({Format::kE4M3, false}, {-448, 17, 19, 0.3f, 0}),

@@ -3,7 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -42,9 +44,20 @@ QuantizedMatrix RandomMatrix(const WeightSpec& spec, int64_t rows, int64_t cols)
   return matrix;
 }
 
+// A tile's values [columns, tokens] as TileInputs::pairs.
+std::vector<uint32_t> Pairs(const std::vector<float>& tile, int64_t tokens) {
+  std::vector<uint32_t> pairs(tile.size() / 2);
+  for (size_t i = 0; i < pairs.size(); ++i) {
+    const int64_t place = i / tokens * 2 * tokens + i % tokens;
+    pairs[i] = std::bit_cast<uint32_t>(tile[place]) >> 16 |
+               std::bit_cast<uint32_t>(tile[place + tokens]) >> 16 << 16;
+  }
+  return pairs;
+}
+
 // y[tokens][rows], in tiles of `tile_tokens` tokens and `panels` panels.
 std::vector<float> Multiply(const ArrangedMatrix& matrix, const std::vector<float>& x,
-                            int64_t tokens, int tile_tokens, int panels) {
+                            int64_t tokens, int tile_tokens, int panels, bool as_pairs = false) {
   std::vector<float> y(tokens * matrix.rows());
   for (int64_t first = 0; first < tokens; first += tile_tokens) {
     const int count = static_cast<int>(std::min<int64_t>(tile_tokens, tokens - first));
@@ -56,7 +69,12 @@ std::vector<float> Multiply(const ArrangedMatrix& matrix, const std::vector<floa
       TileInputs inputs;
       matrix.Describe(
           panel, static_cast<int>(std::min<int64_t>(panels, matrix.panel_count() - panel)), inputs);
-      inputs.x = tile.data();
+      const std::vector<uint32_t> pairs = Pairs(tile, count);
+      if (as_pairs) {
+        inputs.pairs = pairs.data();
+      } else {
+        inputs.x = tile.data();
+      }
       inputs.tokens = count;
       std::vector<float> totals(count * inputs.panel_count * kPanelRows);
       matrix.kernels().multiply(inputs, totals.data());
@@ -151,6 +169,22 @@ TEST_P(ArrangedMatrixTest, MultipliesEveryFormat) {
   }
 }
 
+// Columns begin .. end - 1 as tile.h orders them: of each pair the second first.
+std::vector<int64_t> Order(int64_t begin, int64_t end) {
+  std::vector<int64_t> order;
+  for (int64_t c = begin; c < end; c += 2) {
+    if (c + 1 < end) order.push_back(c + 1);
+    order.push_back(c);
+  }
+  return order;
+}
+
+std::vector<int64_t> Rising(int64_t count) {
+  std::vector<int64_t> order(count);
+  std::iota(order.begin(), order.end(), 0);
+  return order;
+}
+
 // The definition in tile.h, one product at a time.
 std::vector<float> Definition(const QuantizedMatrix& matrix, const std::vector<float>& x,
                               int64_t tokens) {
@@ -165,7 +199,7 @@ std::vector<float> Definition(const QuantizedMatrix& matrix, const std::vector<f
       float total = 0;
       for (int64_t g = 0; g < matrix.groups(); ++g) {
         float sum = 0;
-        for (int64_t c = g * width; c < std::min(matrix.cols, (g + 1) * width); ++c) {
+        for (const int64_t c : Order(g * width, std::min(matrix.cols, (g + 1) * width))) {
           sum = std::fmaf(DecodeValue(matrix.spec.format, codes[c]), x[t * matrix.cols + c], sum);
         }
         total = std::fmaf(sum, matrix.GroupScaleAt(row, g), total);
@@ -208,7 +242,7 @@ TEST_P(ArrangedMatrixTest, HoldsPlainValuesInSixteenBitsWhereTheseAreExact) {
     for (int64_t t = 0; t < kTokens; ++t) {
       for (int64_t row = 0; row < kRows; ++row) {
         float& sum = expected[t * kRows + row];
-        for (int64_t c = 0; c < kCols; ++c) {
+        for (const int64_t c : exact ? Order(0, kCols) : Rising(kCols)) {
           sum = std::fmaf(values[row * kCols + c], x[t * kCols + c], sum);
         }
       }
@@ -221,6 +255,44 @@ TEST_P(ArrangedMatrixTest, HoldsPlainValuesInSixteenBitsWhereTheseAreExact) {
     arranged.Row(kRows - 1, absl::MakeSpan(row));
     EXPECT_TRUE(std::equal(row.begin(), row.end(), values.end() - kCols));
   }
+}
+
+// A rounded activation's values are bf16 numbers: a set that multiplies them in pairs gives the bits
+// of one that does not.
+TEST_P(ArrangedMatrixTest, PairsGiveTheBitsOfSingleColumns) {
+  if (!KernelsOf(GetParam()).takes_pairs) return;
+  constexpr int64_t kTokens = 11;
+  for (const WeightSpec& spec : EverySpec()) {
+    for (const int64_t cols : {200, 63}) {
+      for (const Format format : {Format::kE4M3, Format::kE5M2, Format::kInt8}) {
+        std::vector<float> x = RandomValues(kTokens * cols, 14);
+        for (int64_t t = 0; t < kTokens; ++t) {
+          RoundActivationSteps({.format = format, .asymmetric = t % 2 == 1 && IsInteger(format)},
+                               absl::MakeSpan(x).subspan(t * cols, cols));
+        }
+        const QuantizedMatrix matrix = RandomMatrix(spec, kRows, cols);
+        const auto portable = ArrangedMatrix::FromQuantized(matrix, Isa::kPortable);
+        const std::vector<float> expected = Multiply(portable, x, kTokens, 1, kMaxTilePanels);
+        const auto arranged = ArrangedMatrix::FromQuantized(matrix, GetParam());
+        for (const int tile : {1, 3, arranged.kernels().tile_tokens}) {
+          ASSERT_EQ(Multiply(arranged, x, kTokens, tile, kMaxTilePanels, true), expected)
+              << Name(spec, GetParam()) << ", tiles of " << tile;
+        }
+      }
+    }
+  }
+}
+
+// The product of pairs takes subnormal numbers for 0.
+TEST_P(ArrangedMatrixTest, HoldsVerySmallValuesInFloats) {
+  const std::vector<float> small = {1, 0, 0x1p-100F, 0x1p-101F};
+  const auto kind = [&](int64_t count) {
+    return ArrangedMatrix::FromValues(absl::MakeConstSpan(small).first(count), 1, count,
+                                      GetParam())
+        .kind();
+  };
+  EXPECT_EQ(kind(3), PanelKind::kBFloat16);
+  EXPECT_EQ(kind(4), PanelKind::kFloat);
 }
 
 TEST_P(ArrangedMatrixTest, ExponentialsAndSiluOfEverySetAreEqual) {
