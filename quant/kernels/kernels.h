@@ -62,6 +62,8 @@ LinearInput NormalizeAndRound(const NormWeights& norm, const std::optional<Activ
 std::vector<at::Tensor> Linears(absl::Span<const LinearWeights* const> linears,
                                 const LinearInput& x);
 at::Tensor Linear(const LinearWeights& weights, const at::Tensor& x);
+// A hint: Linears of these comes soon. Idle threads of a CPU fetch their weights (parallel.h).
+void ExpectLinears(absl::Span<const LinearWeights* const> linears);
 
 // The rows of a weight, as an embedding: f32 [rows.numel(), K]. rows: i64, in range.
 at::Tensor GatherRows(const LinearWeights& weights, const at::Tensor& rows);

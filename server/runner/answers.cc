@@ -1,22 +1,32 @@
 #include "server/runner/answers.h"
 
 #include <algorithm>
-#include <cmath>
-#include <numeric>
+#include <bit>
+#include <utility>
 
 #include "server/runner/sampling.h"
 
 namespace nibble {
 namespace {
 
-void Sample(const SequenceInput& input, absl::Span<float> logits, SequenceOutput& output) {
+// An infinity or a NaN has an exponent of ones.
+bool AllFinite(absl::Span<const float> values) {
+  constexpr uint32_t kExponent = 0x7f800000;
+  uint32_t largest = 0;
+  for (const float value : values) {
+    largest = std::max(largest, std::bit_cast<uint32_t>(value) & kExponent);
+  }
+  return largest < kExponent;
+}
+
+void Sample(const SequenceInput& input, absl::Span<float> logits, RowAnswer& answer) {
   if (input.top_logprobs < 0) {
-    output.token = ChooseToken(input, logits);
+    answer.token = ChooseToken(input, logits);
     return;
   }
   const std::vector<float> raw(logits.begin(), logits.end());
-  output.token = ChooseToken(input, logits);
-  output.logprob = Logprob(raw, *output.token, input.top_logprobs);
+  answer.token = ChooseToken(input, logits);
+  answer.logprob = Logprob(raw, *answer.token, input.top_logprobs);
 }
 
 }  // namespace
@@ -36,19 +46,25 @@ std::vector<WantedRow> WantedRows(const StepInputs& inputs) {
   return wanted;
 }
 
-absl::Status AnswerRow(const StepInputs& inputs, const WantedRow& wanted, absl::Span<float> logits,
-                       StepOutputs& outputs) {
-  if (!std::isfinite(std::accumulate(logits.begin(), logits.end(), 0.0))) {
+absl::StatusOr<RowAnswer> AnswerRow(const StepInputs& inputs, const WantedRow& wanted,
+                                    absl::Span<float> logits) {
+  if (!AllFinite(logits)) {
     return absl::InternalError("logits: found NaN or infinities, expected finite numbers");
   }
   const SequenceInput& input = inputs.sequences[wanted.sequence];
-  SequenceOutput& output = outputs.sequences[wanted.sequence];
+  RowAnswer answer;
   if (wanted.target) {
-    output.prompt_logprobs.push_back(
-        Logprob(logits, *wanted.target, std::max(input.prompt_top_logprobs, 0)));
+    answer.target = Logprob(logits, *wanted.target, std::max(input.prompt_top_logprobs, 0));
   }
-  if (wanted.sample) Sample(input, logits, output);
-  return absl::OkStatus();
+  if (wanted.sample) Sample(input, logits, answer);
+  return answer;
+}
+
+void AddAnswer(const WantedRow& wanted, RowAnswer answer, StepOutputs& outputs) {
+  SequenceOutput& output = outputs.sequences[wanted.sequence];
+  if (answer.target) output.prompt_logprobs.push_back(*std::move(answer.target));
+  if (answer.token) output.token = answer.token;
+  if (answer.logprob) output.logprob = std::move(answer.logprob);
 }
 
 }  // namespace nibble

@@ -5,7 +5,7 @@
 #include <optional>
 #include <vector>
 
-#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "server/runner/step.h"
 
@@ -22,9 +22,18 @@ struct WantedRow {
 // In the order of the step's tokens.
 std::vector<WantedRow> WantedRows(const StepInputs& inputs);
 
-// Answers one row's wish in `outputs`, one entry a sequence. logits [vocab] are changed in place.
-// INTERNAL where they are not finite.
-absl::Status AnswerRow(const StepInputs& inputs, const WantedRow& wanted, absl::Span<float> logits,
-                       StepOutputs& outputs);
+// What one row says.
+struct RowAnswer {
+  std::optional<TokenLogprob> target;
+  std::optional<int32_t> token;
+  std::optional<TokenLogprob> logprob;  // of the token
+};
+
+// Answers one row's wish. logits [vocab] are changed in place. INTERNAL where they are not finite.
+// Rows may be answered side by side.
+absl::StatusOr<RowAnswer> AnswerRow(const StepInputs& inputs, const WantedRow& wanted,
+                                    absl::Span<float> logits);
+// `outputs` has one entry a sequence; a sequence's answers come in the order of its rows.
+void AddAnswer(const WantedRow& wanted, RowAnswer answer, StepOutputs& outputs);
 
 }  // namespace nibble

@@ -49,26 +49,32 @@ class LocalRunner : public ModelRunner {
   int64_t weight_bytes() const override { return decoder_->weight_bytes(); }
 
   absl::StatusOr<StepOutputs> Step(const StepInputs& inputs) override {
-    return CatchTorch([&]() -> absl::StatusOr<StepOutputs> {
-      const c10::InferenceMode inference;
-      const Batch batch = MakeBatch(inputs);
-      const at::Tensor hidden = decoder_->Forward(batch, &cache_);
-      StepOutputs outputs;
-      for (const SequenceInput& sequence : inputs.sequences) {
-        outputs.sequences.emplace_back().sequence = sequence.sequence;
-      }
-      const std::vector<WantedRow> wanted = WantedRows(inputs);
-      const int64_t count = static_cast<int64_t>(wanted.size());
-      for (int64_t begin = 0; begin < count; begin += kLogitRows) {
-        const int64_t rows = std::min(kLogitRows, count - begin);
-        NIBBLE_RETURN_IF_ERROR(Answer(inputs, batch, hidden,
-                                      absl::MakeConstSpan(wanted).subspan(begin, rows), outputs));
-      }
+    return CatchTorch([&] {
+      absl::StatusOr<StepOutputs> outputs;
+      WithThreads([&] { outputs = RunStep(inputs); });
       return outputs;
     });
   }
 
  private:
+  absl::StatusOr<StepOutputs> RunStep(const StepInputs& inputs) {
+    const c10::InferenceMode inference;
+    const Batch batch = MakeBatch(inputs);
+    const at::Tensor hidden = decoder_->Forward(batch, &cache_);
+    StepOutputs outputs;
+    for (const SequenceInput& sequence : inputs.sequences) {
+      outputs.sequences.emplace_back().sequence = sequence.sequence;
+    }
+    const std::vector<WantedRow> wanted = WantedRows(inputs);
+    const int64_t count = static_cast<int64_t>(wanted.size());
+    for (int64_t begin = 0; begin < count; begin += kLogitRows) {
+      const int64_t rows = std::min(kLogitRows, count - begin);
+      NIBBLE_RETURN_IF_ERROR(Answer(inputs, batch, hidden,
+                                    absl::MakeConstSpan(wanted).subspan(begin, rows), outputs));
+    }
+    return outputs;
+  }
+
   absl::Status Answer(const StepInputs& inputs, const Batch& batch, const at::Tensor& hidden,
                       absl::Span<const WantedRow> wanted, StepOutputs& outputs) const {
     std::vector<int64_t> rows;
@@ -76,11 +82,15 @@ class LocalRunner : public ModelRunner {
       rows.push_back(batch.segments[row.sequence].first_row + row.token);
     }
     const at::Tensor logits = decoder_->Logits(hidden, rows).contiguous();
-    const int64_t vocab = logits.size(1);
+    const auto vocab = static_cast<size_t>(logits.size(1));
+    float* const values = logits.mutable_data_ptr<float>();
+    std::vector<absl::StatusOr<RowAnswer>> answers(wanted.size());
+    ParallelTasks(static_cast<int64_t>(wanted.size()), [&](int64_t i) {
+      answers[i] = AnswerRow(inputs, wanted[i], {values + i * vocab, vocab});
+    });
     for (size_t i = 0; i < wanted.size(); ++i) {
-      float* const row = logits.data_ptr<float>() + static_cast<int64_t>(i) * vocab;
-      NIBBLE_RETURN_IF_ERROR(
-          AnswerRow(inputs, wanted[i], {row, static_cast<size_t>(vocab)}, outputs));
+      NIBBLE_RETURN_IF_ERROR(answers[i].status());
+      AddAnswer(wanted[i], *std::move(answers[i]), outputs);
     }
     return absl::OkStatus();
   }

@@ -8,7 +8,7 @@
 namespace nibble {
 namespace {
 
-constexpr int64_t kRowBlock = 8;  // rows worth a thread
+constexpr int64_t kRowBlock = 2;  // rows worth a thread
 
 }  // namespace
 

@@ -103,11 +103,11 @@ void ArrangedMatrix::Describe(int64_t first_panel, int count, TileInputs& inputs
   inputs.columns = padded_cols();
   inputs.group = group_;
   inputs.panel_count = count;
-  inputs.next = count * PanelBytes();
   const int64_t groups = (padded_cols() + group_ - 1) / group_;
   for (int i = 0; i < count; ++i) {
     const int64_t panel = first_panel + i;
     inputs.panels[i] = panels_.get() + panel * PanelBytes();
+    inputs.next[i] = panels_.get() + (panel + count) * PanelBytes();
     inputs.scales[i] = scales_.empty() ? nullptr : scales_.data() + panel * groups * kPanelRows;
   }
 }

@@ -37,6 +37,10 @@ class ArrangedMatrix {
   // Columns of `x` that a kernel reads: cols() rounded up, zeros after the last.
   int64_t padded_cols() const { return (cols_ + kColumnStep - 1) / kColumnStep * kColumnStep; }
   int64_t bytes() const;
+  // The stored panels, one after the other.
+  absl::Span<const uint8_t> panels() const {
+    return {panels_.get(), static_cast<size_t>(panel_count() * PanelBytes())};
+  }
 
   // Everything of `inputs` that is the matrix's, for panels first_panel .. first_panel + count - 1.
   // The panels behind them are announced as the next ones.

@@ -116,11 +116,14 @@ class PagedAttention {
     inputs.x = queries.data();
     inputs.columns = inputs.group = channels_;
     inputs.tokens = static_cast<int>(rows);
-    for (int64_t block = 0; block < stride / kBlock; block += kMaxTilePanels) {
-      const int64_t count = std::min<int64_t>(stride / kBlock - block, kMaxTilePanels);
+    const int64_t blocks = stride / kBlock;
+    for (int64_t block = 0; block < blocks; block += kMaxTilePanels) {
+      const int64_t count = std::min<int64_t>(blocks - block, kMaxTilePanels);
       inputs.panel_count = static_cast<int>(count);
       for (int64_t i = 0; i < count; ++i) {
+        const int64_t next = block + kMaxTilePanels + i;
         inputs.panels[i] = Keys(tile, block + i);
+        inputs.next[i] = next < blocks ? Keys(tile, next) : Values(tile, std::min(i, blocks - 1), 0);
         inputs.scales[i] = nullptr;
       }
       float totals[kMaxTileTokens * kMaxTilePanels * kPanelRows] = {};
@@ -173,8 +176,11 @@ class PagedAttention {
     inputs.group = kBlock;
     inputs.tokens = static_cast<int>(rows);
     inputs.panel_count = panels;
+    // As far ahead as Score has already fetched.
+    const int64_t next = std::min(block + kMaxTilePanels, (tile.Keys(tile.tokens - 1) - 1) / kBlock);
     for (int i = 0; i < panels; ++i) {
       inputs.panels[i] = Values(tile, block, first_panel + i);
+      inputs.next[i] = Values(tile, next, first_panel + i);
       inputs.scales[i] = nullptr;
     }
     kernels_.multiply(inputs, totals);
@@ -209,7 +215,7 @@ void WriteToken(const float* k, const float* v, int64_t block, int64_t slot, KvB
 void WriteSegment(const at::Tensor& k, const at::Tensor& v, const Segment& segment,
                   KvBlocks& cache) {
   const int64_t width = k.size(1) * k.size(2);
-  constexpr int64_t kTokenBlock = 64;  // tokens worth a thread
+  constexpr int64_t kTokenBlock = 8;  // tokens worth a thread
   ParallelBlocks(segment.length, kTokenBlock, [&](int64_t token) {
     const int64_t position = segment.position + token;
     const int64_t row = segment.first_row + token;

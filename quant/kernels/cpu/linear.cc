@@ -225,6 +225,14 @@ at::Tensor Linear(const LinearWeights& weights, const at::Tensor& x) {
   return Linears({&weights}, {x, {}})[0];
 }
 
+void ExpectLinears(absl::Span<const LinearWeights* const> linears) {
+  std::vector<absl::Span<const uint8_t>> ranges;
+  for (const LinearWeights* linear : linears) {
+    if (linear->arranged != nullptr) ranges.push_back(linear->arranged->weight.panels());
+  }
+  ExpectReads(ranges);
+}
+
 at::Tensor GatherRows(const LinearWeights& weights, const at::Tensor& rows) {
   if (weights.arranged == nullptr) {
     return weights.weight.index_select(0, rows.to(weights.weight.device()));

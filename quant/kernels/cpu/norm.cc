@@ -55,7 +55,7 @@ at::Tensor MapRows(const at::Tensor& x, const Function& f) {
   const int64_t width = from.size(-1);
   const float* const in = from.const_data_ptr<float>();
   float* const to = out.mutable_data_ptr<float>();
-  constexpr int64_t kRowBlock = 8;  // rows worth a thread
+  constexpr int64_t kRowBlock = 2;  // rows worth a thread
   ParallelBlocks(from.numel() / width, kRowBlock,
                  [&](int64_t row) { f(row, in + row * width, to + row * width); });
   return out;

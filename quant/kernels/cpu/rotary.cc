@@ -12,7 +12,7 @@ void ApplyRotary(at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
   const int64_t half = x.size(2) / 2;
   const float* all_cos = cos.data_ptr<float>();
   const float* all_sin = sin.data_ptr<float>();
-  constexpr int64_t kTokenBlock = 16;  // tokens worth a thread
+  constexpr int64_t kTokenBlock = 4;  // tokens worth a thread
   ParallelBlocks(x.size(0), kTokenBlock, [&](int64_t token) {
     const float* c = all_cos + token * half;
     const float* s = all_sin + token * half;

@@ -37,6 +37,8 @@ struct TileInputs {
   PanelKind kind = PanelKind::kFloat;
   const float* table = nullptr;         // [16], kNibbles only
   const void* panels[kMaxTilePanels];   // the first `panel_count` of them
+  // What will be wanted after each, as many bytes; the panel itself: unknown. Need not exist.
+  const void* next[kMaxTilePanels];
   const float* scales[kMaxTilePanels];  // [groups, 16] of each panel; null: 1
   const float* x = nullptr;             // [columns rounded up to kColumnStep, tokens]
   // Instead of x: two columns in bf16 a dword, the first in its low half. Not for kFloat.
@@ -45,8 +47,6 @@ struct TileInputs {
   int64_t group = 0;                    // columns of a full group, a multiple of kColumnStep
   int tokens = 0;
   int panel_count = 0;
-  // So many bytes behind each panel's lies what will be wanted next; 0: unknown. Need not exist.
-  int64_t next = 0;
 };
 
 struct NibblePlace {

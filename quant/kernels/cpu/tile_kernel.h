@@ -129,8 +129,10 @@ void MultiplyTile(const TileInputs& inputs, int first_panel, float* totals) {
   using Vec = typename Simd::Vec;
   const Panels reader(inputs);
   const uint8_t* panels[kPanels];
+  const uint8_t* next[kPanels];
   for (int p = 0; p < kPanels; ++p) {
     panels[p] = static_cast<const uint8_t*>(inputs.panels[first_panel + p]);
+    next[p] = static_cast<const uint8_t*>(inputs.next[first_panel + p]);
   }
   constexpr int kInputs = Panels::kStep / Panels::kColumns;  // of a step, by token
   const typename Panels::Input* x = Panels::Inputs(inputs);
@@ -148,11 +150,11 @@ void MultiplyTile(const TileInputs& inputs, int first_panel, float* totals) {
       typename Panels::Step steps[kPanels];
 #pragma GCC unroll 4
       for (int p = 0; p < kPanels; ++p) {
-        const uint8_t* step = panels[p] + column * Panels::kColumnBytes;
+        const int64_t place = column * Panels::kColumnBytes;
         for (int64_t line = 0; line < Panels::kColumnBytes * Panels::kStep; line += kLineBytes) {
-          __builtin_prefetch(step + inputs.next + line);
+          __builtin_prefetch(next[p] + place + line);
         }
-        steps[p] = reader.Load(step);
+        steps[p] = reader.Load(panels[p] + place);
       }
 #pragma GCC unroll 8
       for (int i = 0; i < kInputs; ++i) {

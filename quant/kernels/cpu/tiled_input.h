@@ -26,17 +26,19 @@ class TiledInput {
 
   // x: [tokens, width], width <= cols; as pairs every value is a bf16 number.
   void Fill(const float* x, int64_t width) {
-    constexpr int64_t kTileBlock = 4;  // tiles worth a thread
-    ParallelBlocks(tiles_, kTileBlock, [&](int64_t tile) {
-      const int64_t count = token_count(tile);
-      for (int64_t t = 0; t < count; ++t) {
-        const float* row = x + (first_token(tile) + t) * width;
-        if (pairs_ != nullptr) {
-          FillPairs(row, width, pairs(tile) + t, count);
-        } else {
-          float* to = values(tile) + t;
-          for (int64_t col = 0; col < width; ++col) to[col * count] = row[col];
-        }
+    constexpr int64_t kWorthThread = 4096;  // values of a tile
+    if (tiles_ == 0) return;
+    const int64_t block = kWorthThread / token_count(0) / 2 * 2;  // columns
+    const int64_t blocks = (width + block - 1) / block;
+    ParallelTasks(tiles_ * blocks, [&](int64_t index) {
+      const int64_t tile = index / blocks;
+      const int64_t begin = index % blocks * block;
+      const int64_t end = std::min(width, begin + block);
+      const float* from = x + first_token(tile) * width;
+      if (pairs_ != nullptr) {
+        FillPairs(from, width, begin, end, token_count(tile), pairs(tile));
+      } else {
+        FillValues(from, width, begin, end, token_count(tile), values(tile));
       }
     });
   }
@@ -61,14 +63,26 @@ class TiledInput {
   }
 
  private:
-  static uint32_t Bits(float value) { return std::bit_cast<uint32_t>(value); }
-  static void FillPairs(const float* row, int64_t width, uint32_t* to, int64_t stride) {
-    int64_t pair = 0;
-    for (; 2 * pair + 1 < width; ++pair) {
-      to[pair * stride] =
-          Bits(row[2 * pair]) >> 16 | (Bits(row[2 * pair + 1]) & uint32_t{0xffff0000});
+  // Columns begin .. end - 1 of `count` rows of x.
+  static void FillValues(const float* x, int64_t width, int64_t begin, int64_t end, int64_t count,
+                         float* to) {
+    for (int64_t col = begin; col < end; ++col) {
+      for (int64_t t = 0; t < count; ++t) to[col * count + t] = x[t * width + col];
     }
-    if (2 * pair < width) to[pair * stride] = Bits(row[2 * pair]) >> 16;
+  }
+  static void FillPairs(const float* x, int64_t width, int64_t begin, int64_t end, int64_t count,
+                        uint32_t* to) {
+    const auto bits = [](float value) { return std::bit_cast<uint32_t>(value); };
+    for (int64_t col = begin; col + 1 < end; col += 2) {
+      for (int64_t t = 0; t < count; ++t) {
+        const float* both = x + t * width + col;
+        to[col / 2 * count + t] = bits(both[0]) >> 16 | (bits(both[1]) & uint32_t{0xffff0000});
+      }
+    }
+    if (end % 2 == 0) return;
+    for (int64_t t = 0; t < count; ++t) {
+      to[end / 2 * count + t] = bits(x[t * width + end - 1]) >> 16;
+    }
   }
   float* values(int64_t tile) const { return values_.get() + first_token(tile) * cols_; }
   uint32_t* pairs(int64_t tile) const { return pairs_.get() + first_token(tile) * cols_ / 2; }

@@ -43,12 +43,15 @@ std::vector<KvBlocks> Decoder::MakeCache(int64_t blocks) const {
 }
 
 at::Tensor Decoder::Forward(const Batch& batch, std::vector<KvBlocks>* cache) const {
+  ExpectGroup(layers_.front(), InputGroup::kAttentionIn);
   at::Tensor hidden = Embed(config_, ends_, batch);
   const Rotary rotary = MakeRotary(config_, batch, hidden.device());
   for (size_t i = 0; i < layers_.size(); ++i) {
     hidden = RunLayer(config_, layers_[i], hidden, batch, rotary,
                       cache == nullptr ? nullptr : &(*cache)[i]);
+    if (i + 1 < layers_.size()) ExpectGroup(layers_[i + 1], InputGroup::kAttentionIn);
   }
+  ExpectLinears({&ends_.head});
   return hidden;
 }
 

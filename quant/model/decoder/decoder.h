@@ -122,6 +122,8 @@ at::Tensor Embed(const ModelConfig& config, const DecoderEnds& ends, const Batch
 at::Tensor RunLayer(const ModelConfig& config, const DecoderLayer& layer, const at::Tensor& hidden,
                     const Batch& batch, const Rotary& rotary, KvBlocks* cache,
                     const InputObserver& observe = nullptr);
+// A hint: the linears of that input come next (ExpectLinears).
+void ExpectGroup(const DecoderLayer& layer, InputGroup group);
 // Logits f32 [rows, vocab] of the chosen rows of hidden.
 at::Tensor Logits(const ModelConfig& config, const DecoderEnds& ends, const at::Tensor& hidden,
                   absl::Span<const int64_t> rows);

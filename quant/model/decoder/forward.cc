@@ -126,6 +126,14 @@ at::Tensor Embed(const ModelConfig& config, const DecoderEnds& ends, const Batch
   return hidden;
 }
 
+void ExpectGroup(const DecoderLayer& layer, InputGroup group) {
+  std::vector<const LinearWeights*> weights;
+  for (const LayerLinear& linear : layer.linears) {
+    if (linear.input == group) weights.push_back(&linear.weights);
+  }
+  ExpectLinears(weights);
+}
+
 at::Tensor RunLayer(const ModelConfig& config, const DecoderLayer& layer, const at::Tensor& hidden,
                     const Batch& batch, const Rotary& rotary, KvBlocks* cache,
                     const InputObserver& observe) {
@@ -138,13 +146,16 @@ at::Tensor RunLayer(const ModelConfig& config, const DecoderLayer& layer, const 
 
   const std::vector<at::Tensor> qkv =
       RunGroup(layer, InputGroup::kAttentionIn, norm_before(layer.attention_norm), hidden, observe);
+  ExpectGroup(layer, InputGroup::kAttentionOut);
   const at::Tensor mixed = SelfAttention(config, qkv, batch, rotary, cache);
   const at::Tensor attended =
       RunGroup(layer, InputGroup::kAttentionOut, nullptr, mixed, observe)[0];
+  ExpectGroup(layer, InputGroup::kMlpIn);
   const at::Tensor middle = norm_after(layer.attention_norm, hidden + attended);
 
   const std::vector<at::Tensor> up =
       RunGroup(layer, InputGroup::kMlpIn, norm_before(layer.mlp_norm), middle, observe);
+  ExpectGroup(layer, InputGroup::kMlpOut);
   const at::Tensor down =
       RunGroup(layer, InputGroup::kMlpOut, nullptr, Activate(config, up), observe)[0];
   return norm_after(layer.mlp_norm, middle + down);

@@ -2,9 +2,12 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <map>
+#include <numeric>
 #include <random>
+#include <vector>
 
 namespace nibble {
 namespace {
@@ -62,6 +65,61 @@ TEST(ChooseToken, TopKAndTopPAndMinPCut) {
   EXPECT_NEAR(all.at(3), 600, 112);
   EXPECT_NEAR(all.at(0), 300, 112);
   EXPECT_NEAR(all.at(2), 100, 112);
+}
+
+// The definition: every id in order of probability, cut, then drawn by the running sum.
+int32_t DefinedChoice(const SequenceInput& input, const std::vector<float>& logits) {
+  const SamplingParams& sampling = input.sampling;
+  std::vector<int32_t> ids(logits.size());
+  std::iota(ids.begin(), ids.end(), 0);
+  std::ranges::stable_sort(ids, [&](int32_t a, int32_t b) { return logits[a] > logits[b]; });
+  if (sampling.top_k > 0) ids.resize(sampling.top_k);
+  std::vector<double> weights;
+  double sum = 0;
+  for (const int32_t id : ids) {
+    weights.push_back(std::exp((static_cast<double>(logits[id]) - logits[ids[0]]) /
+                               static_cast<double>(sampling.temperature)));
+    sum += weights.back();
+  }
+  size_t kept = 0;
+  double mass = 0;
+  while (kept < ids.size() && weights[kept] >= sampling.min_p * weights[0] &&
+         (kept == 0 || mass < sampling.top_p)) {
+    mass += weights[kept++] / sum;
+  }
+  double left = UniformDraw(sampling.seed, input.position + 1) * mass;
+  for (size_t i = 0; i < kept; ++i) {
+    left -= weights[i] / sum;
+    if (left < 0) return ids[i];
+  }
+  return ids[kept - 1];
+}
+
+TEST(ChooseToken, OfManyIdsFollowsTheDefinition) {
+  const uint32_t seed = 5;
+  SCOPED_TRACE(testing::Message() << "seed " << seed);
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal;
+  std::vector<float> logits(5000);
+  for (float& logit : logits) logit = std::round(8 * normal(random)) / 8;  // with many ties
+  for (const SamplingParams& sampling : std::vector<SamplingParams>{{},
+                                                                    {.top_k = 1},
+                                                                    {.top_k = 700},
+                                                                    {.top_p = 0.3f},
+                                                                    {.top_p = 0.9f},
+                                                                    {.min_p = 0.01f},
+                                                                    {.top_k = 90, .top_p = 0.7f}}) {
+    for (const float temperature : {0.3f, 1.f, 3.f}) {
+      for (uint64_t draw = 0; draw < 50; ++draw) {
+        SequenceInput input;
+        input.tokens = {0};
+        input.sampling = sampling;
+        input.sampling.temperature = temperature;
+        input.sampling.seed = draw;
+        ASSERT_EQ(Choose(input, logits), DefinedChoice(input, logits)) << "draw " << draw;
+      }
+    }
+  }
 }
 
 TEST(ChooseToken, DrawDependsOnSeedAndPositionAlone) {
