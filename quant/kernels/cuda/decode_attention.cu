@@ -17,7 +17,6 @@ namespace nibble {
 namespace {
 
 constexpr int kWarps = 4;
-constexpr int kWarpBytes = 16 * 1024;  // of shared memory
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kNone = -1e30f;  // below every score
 
@@ -79,7 +78,7 @@ struct Work {
 template <class Page>
 class PageRing {
  public:
-  static constexpr int kStages = kWarpBytes / (2 * Page::kBytes);
+  static constexpr int kStages = Page::kWarpBytes / (2 * Page::kBytes);
 
   __device__ PageRing(const DecodeShape& shape, const Work& work, uint32_t base)
       : shape_(shape), work_(work), base_(base) {}
@@ -285,7 +284,7 @@ __device__ void WritePartials(const DecodeShape& shape, const Work& work, const 
 }
 
 template <class Page, int kDim, int kColumnTiles>
-__global__ void __launch_bounds__(kWarps * 32, 3)
+__global__ void __launch_bounds__(kWarps * 32, kColumnTiles == 1 ? Page::kBlocks : 3)
     DecodeAttentionKernel(const __grid_constant__ DecodeShape shape) {
   using Pages = PageRing<Page>;
   extern __shared__ __align__(128) uint8_t shared[];
@@ -294,7 +293,7 @@ __global__ void __launch_bounds__(kWarps * 32, 3)
   const Work work(shape);
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const uint32_t base = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  const Pages ring(shape, work, base + warp * kWarpBytes);
+  const Pages ring(shape, work, base + warp * Page::kWarpBytes);
   // Keys of this step's tokens come from the kernel before.
   const int old_pages = max(work.length - work.queries - work.first_key, 0) / kPageKeys;
   int fetched = 0;
@@ -327,7 +326,7 @@ __global__ void __launch_bounds__(kWarps * 32, 3)
 template <class Page, int kDim, int kColumnTiles>
 absl::Status LaunchTiles(const DecodeShape& shape, int work, cudaStream_t stream) {
   const auto kernel = DecodeAttentionKernel<Page, kDim, kColumnTiles>;
-  constexpr int kShared = kWarps * kWarpBytes;
+  constexpr int kShared = kWarps * Page::kWarpBytes;
   static_assert(kShared >= kWarps * kColumnTiles * 8 * (kDim + 2) * 4);  // for merging
   NIBBLE_RETURN_IF_ERROR(
       CheckCuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),

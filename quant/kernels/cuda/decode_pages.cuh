@@ -2,6 +2,9 @@
 // numbers. Within a product the order of what is summed is free, and so is that of the sums' rows:
 // each kind of page has the order in which its lanes read it without conflicts, and tells it.
 //
+// It tells too how many blocks of one column tile share a multiprocessor, and the shared memory that
+// each warp then has.
+//
 //   keys     A[key][QueryDim]: the products' k-steps are steps of 16 dimensions
 //   values   A[SumDim][key]: products of 16 dimensions each
 #pragma once
@@ -38,6 +41,8 @@ template <int kDim>
 class WidePage {
  public:
   using Number = __nv_bfloat16;  // what is multiplied
+  static constexpr int kBlocks = 3;
+  static constexpr int kWarpBytes = 16 * 1024;
   static constexpr int kPieces = kDim * 2 / 16;
   static constexpr int kBytes = kPageKeys * kPieces * 16;
   static_assert(kPieces >= 8);
@@ -91,6 +96,8 @@ template <int kDim>
 class NarrowPage {
  public:
   using Number = __half;
+  static constexpr int kBlocks = 4;
+  static constexpr int kWarpBytes = 12 * 1024;
   static constexpr int kPieces = kDim / 16;
   static constexpr int kBytes = kPageKeys * kPieces * 16;
   static constexpr int kLaneDims = kDim / 8;  // of a value's row

@@ -224,7 +224,7 @@ absl::StatusOr<AttentionPlan> PlanAttention(const AttentionLimits& limits,
   const bool decode = limits.regime == AttentionRegime::kDecode;
   const int32_t prefill_chunk = decode ? 0 : PrefillChunk(limits, sequences);
   const auto chunk_of = [&](const AttentionSequence& sequence) {
-    return decode ? DecodeChunk(sequence.length, limits.kv_heads) : prefill_chunk;
+    return decode ? DecodeChunk(sequence.length, limits.kv_heads, limits.page_size) : prefill_chunk;
   };
   NIBBLE_RETURN_IF_ERROR(CheckFits(limits, sequences.size(), Sum(limits, sequences, chunk_of)));
   ImageWriter writer(limits, image);
@@ -237,13 +237,14 @@ int32_t TileRows(const AttentionLimits& limits) {
   return limits.tokens == limits.sequences && limits.group <= 8 ? 8 : 16;
 }
 
-int32_t DecodeChunk(int32_t length, int32_t kv_heads) {
-  const int64_t keys = CeilDiv(length, MostChunks(kv_heads));
-  return static_cast<int32_t>(CeilDiv(keys, kDecodeChunkStep) * kDecodeChunkStep);
+int32_t DecodeChunk(int32_t length, int32_t kv_heads, int32_t page_size) {
+  const int64_t keys = CeilDiv(length, MostDecodeChunks(length, kv_heads));
+  return static_cast<int32_t>(CeilDiv(keys, page_size) * page_size);
 }
 
 int32_t MostDecodeChunks(int64_t context, int32_t kv_heads) {
-  return static_cast<int32_t>(std::min(MostChunks(kv_heads), CeilDiv(context, kDecodeChunkStep)));
+  return static_cast<int32_t>(
+      std::clamp<int64_t>(context / kDecodeChunkKeys, 1, MostChunks(kv_heads)));
 }
 
 }  // namespace nibble

@@ -53,7 +53,7 @@ std::vector<int32_t> GraphBatches(int32_t most) {
 std::vector<int32_t> GraphChunks(int32_t kv_heads, int64_t context) {
   const int32_t most = MostDecodeChunks(context, kv_heads);
   std::vector<int32_t> chunks;
-  for (const int32_t some : {2, 8}) {
+  for (const int32_t some : {1, 4, 8}) {
     if (some < most) chunks.push_back(some);
   }
   chunks.push_back(most);

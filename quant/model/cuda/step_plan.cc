@@ -39,7 +39,7 @@ int64_t Tiles(const AttentionShape& shape, AttentionRegime regime, int64_t queri
 void Extend(const AttentionShape& shape, const CudaSequence& sequence, AttentionLimits& limits) {
   const auto queries = static_cast<int32_t>(sequence.tokens.size());
   const int64_t length = Length(sequence);
-  const int64_t keys = IsDecode(sequence) ? kDecodeChunkStep : kPrefillKeys;
+  const int64_t keys = IsDecode(sequence) ? kDecodeChunkKeys : kPrefillKeys;
   const int64_t chunks = CeilDiv(length, keys);
   limits.sequences += 1;
   limits.tokens += queries;
@@ -114,7 +114,8 @@ StepLimits DecodeLimits(const AttentionShape& shape, int32_t sequences, int32_t 
                         int64_t context) {
   AttentionLimits decode = Empty(shape, AttentionRegime::kDecode);
   const bool any = chunks >= MostDecodeChunks(context, shape.kv_heads);
-  const int64_t keys = any ? context : int64_t{chunks} * kDecodeChunkStep;
+  // A sequence of n chunks has fewer than n + 1 times kDecodeChunkKeys.
+  const int64_t keys = any ? context : (int64_t{chunks} + 1) * kDecodeChunkKeys;
   decode.sequences = decode.tokens = sequences;
   decode.pages = static_cast<int32_t>(sequences * CeilDiv(keys, shape.page_size));
   decode.partials = sequences * chunks;

@@ -12,6 +12,7 @@
 
 #include "quant/base/status_macros.h"
 #include "server/runner/cuda_runner.h"
+#include "tests/bench/gpu/kernel_times.h"
 #include "tests/bench/model/generated_model.h"
 
 namespace nibble {
@@ -27,6 +28,7 @@ struct Options {
   std::vector<int64_t> contexts = {128, 1024};
   std::vector<int64_t> prompts = {512, 2048};
   bool e4m3_cache = false;
+  bool profile = false;
   int64_t steps = 64;
 };
 
@@ -54,6 +56,25 @@ StepInputs MakeStep(int64_t batch, int64_t position, int64_t length, int32_t blo
   return inputs;
 }
 
+// What kernels of a step take beside the `median` of its time, which profiling does not lengthen.
+absl::Status PrintProfile(ModelRunner& runner, const StepInputs& inputs, double median) {
+  constexpr int kSteps = 8;
+  absl::Status status;
+  const DeviceTimes times = ProfileDevice([&] {
+    for (int i = 0; i < kSteps && status.ok(); ++i) status = runner.Step(inputs).status();
+  });
+  NIBBLE_RETURN_IF_ERROR(status);
+  std::printf("  kernels' own times %.3f ms, the step %.2f x that; device busy %.3f ms\n",
+              1e3 * times.sum / kSteps, median * kSteps / times.sum, 1e3 * times.busy / kSteps);
+  for (const KernelTime& kernel : times.kernels) {
+    if (kernel.seconds < 0.01 * times.sum) break;
+    const auto calls = static_cast<double>(kernel.calls);
+    std::printf("  %5.1f %%  %6.1f calls of %7.2f us  %s\n", 100 * kernel.seconds / times.sum,
+                calls / kSteps, 1e6 * kernel.seconds / calls, kernel.name.substr(0, 100).c_str());
+  }
+  return absl::OkStatus();
+}
+
 absl::Status Time(ModelRunner& runner, const Options& options, int64_t batch, int64_t position,
                   int64_t length, const char* what) {
   const int32_t block_size = runner.kv_pool().block_size;
@@ -75,6 +96,7 @@ absl::Status Time(ModelRunner& runner, const Options& options, int64_t batch, in
   const double median = Median(seconds);
   std::printf("%-8s %6" PRId64 " x %5" PRId64 " at %6" PRId64 ": %9.3f ms, %10.0f tokens/s\n", what,
               batch, length, position, 1e3 * median, static_cast<double>(batch * length) / median);
+  if (options.profile) NIBBLE_RETURN_IF_ERROR(PrintProfile(runner, inputs, median));
   std::fflush(stdout);
   return absl::OkStatus();
 }
@@ -126,6 +148,7 @@ int main(int argc, char** argv) {
   app.add_option("--contexts", options.contexts, "Keys before a decode step")->delimiter(',');
   app.add_option("--prompts", options.prompts, "Tokens of a prefill step")->delimiter(',');
   app.add_flag("--e4m3-cache", options.e4m3_cache, "Keys and values in 8 bits");
+  app.add_flag("--profile", options.profile, "Also each kernel's own time");
   app.add_option("--steps", options.steps, "Of each kind; the median counts");
   CLI11_PARSE(app, argc, argv);
   const absl::Status status = nibble::Run(options);

@@ -101,7 +101,9 @@ absl::Status LaunchDecode(const DecodePlan& plan, const PreparedLinear& weights,
   args.slice_count = static_cast<int>(weights.slice_count());
   args.slice_bytes = SliceBytes(weights.kind, weights.group_size);
   args.part_slices = static_cast<int>(CeilDiv(args.slice_count, plan.parts()));
-  args.piece_slices = static_cast<int>(CeilDiv(args.slice_count, kLorcPieces));
+  if (plan.lorc_tiles > 0) {
+    args.piece_slices = static_cast<int>(CeilDiv(args.slice_count, plan.lorc_pieces));
+  }
   args.tokens = static_cast<int>(call.tokens);
   args.x_scale = call.x_scale;
   args.y = call.y;

@@ -56,17 +56,18 @@ __device__ void CompleteLorcTile(const DecodeArguments& args, const LorcPiece& a
        i += args.plan.warpgroups() * 128) {
     const int rank = i / (kTokens / 4);
     const int token = i % (kTokens / 4) * 4;
-    float4 high[kLorcPieces];
-    float4 low[kLorcPieces];
+    float4 high[kMaxLorcPieces] = {};
+    float4 low[kMaxLorcPieces] = {};
 #pragma unroll
-    for (int piece = 0; piece < kLorcPieces; ++piece) {
+    for (int piece = 0; piece < kMaxLorcPieces; ++piece) {
+      if (piece >= args.plan.lorc_pieces) break;
       const float* sums = LorcSums(args, at, piece) + token;
       high[piece] = __ldcg(reinterpret_cast<const float4*>(sums + rank * kTokens));
       low[piece] = __ldcg(reinterpret_cast<const float4*>(sums + (ranks + rank) * kTokens));
     }
     float t[4] = {};
 #pragma unroll
-    for (int piece = 0; piece < kLorcPieces; ++piece) {
+    for (int piece = 0; piece < kMaxLorcPieces; ++piece) {
       constexpr float kLow = 1.f / (1 << kLorcLowShift);
       t[0] += fmaf(low[piece].x, kLow, high[piece].x);
       t[1] += fmaf(low[piece].y, kLow, high[piece].y);

@@ -7,6 +7,9 @@
 namespace nibble::w4a8 {
 namespace {
 
+// A block of more than two row tiles has room for LoRC's factors of so many ranks each.
+constexpr int kRoomyRank = 32;
+
 // Of the two that share a multiprocessor: their smem minus the kilobyte that the system keeps of
 // each.
 int SharedBytes(const Device& device, int blocks) {
@@ -20,32 +23,44 @@ int TokenTile(int64_t tokens, Kind kind) {
   return tokens <= 32 ? 32 : 64;
 }
 
-// Blocks that share K of the same row tiles: as many as idle multiprocessors allow.
+// Blocks that share K of the same row tiles: as many as idle multiprocessors allow, LoRC's blocks
+// left a place.
 int Splits(const LinearShape& shape, const Device& device, int tiles) {
   const int64_t slices = CeilDiv(shape.cols, kSliceCols);
   const int64_t row_blocks = CeilDiv(shape.row_tiles, tiles);
+  const int64_t places = device.multiprocessors - LorcTiles(shape.ranks);
   int splits = 1;
-  while (splits < 4 && 2 * splits * row_blocks <= device.multiprocessors && 4 * splits <= slices) {
-    splits *= 2;
-  }
+  while (splits < 4 && 2 * splits * row_blocks <= places && 4 * splits <= slices) splits *= 2;
   return splits;
 }
 
 // Row tiles, as whole columns of K, that the busiest multiprocessor reads.
 double BusiestShare(const LinearShape& shape, const Device& device, int tiles) {
   const int splits = Splits(shape, device, tiles);
-  const int64_t blocks = CeilDiv(shape.row_tiles, tiles) * splits;
+  const int64_t blocks = CeilDiv(shape.row_tiles, tiles) * splits + LorcTiles(shape.ranks);
   return static_cast<double>(CeilDiv(blocks, device.multiprocessors) * tiles) / splits;
+}
+
+// Pieces of a LoRC tile: as many as run beside `blocks` blocks at once, whole clusters of `splits`.
+// Where more blocks would wait for a multiprocessor, those of weights would end later.
+int LorcPieces(const LinearShape& shape, const Device& device, int64_t blocks, int splits) {
+  const int lorc_tiles = LorcTiles(shape.ranks);
+  if (lorc_tiles == 0) return 0;
+  for (int pieces = kMaxLorcPieces; pieces > 0; pieces /= 2) {
+    const int lorc_blocks = lorc_tiles * pieces;
+    if (lorc_blocks % splits == 0 && blocks + lorc_blocks <= device.multiprocessors) return pieces;
+  }
+  return kMaxLorcPieces;
 }
 
 // By races on an H200 (plan_race): blocks of several row tiles read fastest, for their slices lie
 // together and share x, if they leave no multiprocessor idle; a grid too small for that cuts K
 // among blocks rather than warpgroups, where few tokens leave room for two blocks a multiprocessor.
-// The parts of K depend on the weights' shape alone.
+// The parts of K, and LoRC's pieces of it, depend on the weights' shape alone.
 void Divide(const LinearShape& shape, const Device& device, DecodePlan& plan) {
-  const bool plain = shape.kind == Kind::kFolded && shape.max_rank == 0;
+  const bool roomy = shape.kind == Kind::kFolded && shape.max_rank <= kRoomyRank;
   plan.tiles = 2 * shape.row_tiles > device.multiprocessors ? 2 : 1;
-  if (plain && shape.row_tiles > device.multiprocessors) {
+  if (roomy && shape.row_tiles > device.multiprocessors) {
     plan.tiles = 4;
     for (const int tiles : {3, 2}) {
       if (BusiestShare(shape, device, tiles) < BusiestShare(shape, device, plan.tiles)) {
@@ -55,9 +70,12 @@ void Divide(const LinearShape& shape, const Device& device, DecodePlan& plan) {
   }
   plan.k_groups = plan.tiles > 2 ? 1 : 2;
   plan.splits = Splits(shape, device, plan.tiles);
-  if (plain && plan.tiles == 1 && plan.token_tile <= 16) {
+  const int most_splits = roomy && plan.tiles == 1 ? 2 * plan.splits : plan.splits;
+  plan.lorc_pieces =
+      LorcPieces(shape, device, CeilDiv(shape.row_tiles, plan.tiles) * plan.splits, most_splits);
+  if (plan.splits < most_splits && plan.token_tile <= 16) {
     plan.k_groups = 1;
-    plan.splits *= 2;
+    plan.splits = most_splits;
   }
 }
 
@@ -89,7 +107,6 @@ void CompletePlan(const LinearShape& shape, const Device& device, int blocks, in
                   DecodePlan& plan) {
   plan.row_blocks = static_cast<int>(CeilDiv(shape.row_tiles, plan.tiles));
   plan.lorc_tiles = LorcTiles(shape.ranks);
-  plan.lorc_pieces = plan.lorc_tiles > 0 ? kLorcPieces : 0;
   const int64_t part = CeilDiv(CeilDiv(shape.cols, kSliceCols), plan.parts());
   const int most = static_cast<int>(std::min<int64_t>(max_stages, part * plan.k_groups));
   const int budget = SharedBytes(device, blocks) - kSharedAlignment;

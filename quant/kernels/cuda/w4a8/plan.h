@@ -29,8 +29,8 @@ enum class Regime : uint8_t { kDecode, kMedium, kPrefill };
 
 // The largest number of tokens of the decode regime.
 inline constexpr int kDecodeTokens = 64;
-// Parts of K of a LoRC tile, one block each: a multiple of every number of splits.
-inline constexpr int kLorcPieces = 8;
+// The most parts of K of a LoRC tile, one block each: a multiple of every number of splits.
+inline constexpr int kMaxLorcPieces = 8;
 // The most warpgroups that multiply in one block.
 inline constexpr int kMaxWarpgroups = 4;
 
@@ -47,7 +47,7 @@ struct DecodePlan {
   int splits = 0;      // 1, 2, 4 or 8
   int stages = 0;      // slices (each of `tiles` row tiles) in flight, a multiple of k_groups
   int lorc_tiles = 0;  // 0: no LoRC
-  int lorc_pieces = 0;
+  int lorc_pieces = 0;  // of K, for each LoRC tile
   int row_blocks = 0;
   int shared_bytes = 0;
 
@@ -90,7 +90,7 @@ DecodeShared DecodeSharedMemory(const DecodePlan& plan, const LinearShape& shape
 // shape.tokens in 1..64; a shape whose shared memory does not fit is the launcher's to refuse.
 DecodePlan PlanDecode(const LinearShape& shape, const Device& device = {});
 
-// Fills in what follows from token_tile, tiles, k_groups and splits: as many stages as fit if
+// Fills in what follows from token_tile, tiles, k_groups, splits and lorc_pieces: as many stages as fit if
 // `blocks` blocks are to share a multiprocessor, at most `max_stages`.
 void CompletePlan(const LinearShape& shape, const Device& device, int blocks, int max_stages,
                   DecodePlan& plan);

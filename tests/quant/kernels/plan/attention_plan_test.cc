@@ -58,27 +58,27 @@ Planned Plan(const AttentionLimits& limits, const std::vector<AttentionSequence>
 
 TEST(AttentionPlan, LaysOutTwoDecodeSequencesByHand) {
   const std::vector<int32_t> a = Pages(10, 2);
-  const std::vector<int32_t> b = Pages(50, 20);
-  // 17 keys: one chunk of 256. 300 keys: two.
-  const Planned p = Plan(Limits(AttentionRegime::kDecode), {{1, 17, a}, {1, 300, b}});
+  const std::vector<int32_t> b = Pages(50, 35);
+  // 17 keys: one chunk of two pages. 540 keys: two of 17 pages, 272 keys.
+  const Planned p = Plan(Limits(AttentionRegime::kDecode), {{1, 17, a}, {1, 540, b}});
   EXPECT_EQ(p.plan.tokens, 2);
   EXPECT_EQ(p.plan.work, 3);
-  EXPECT_THAT(p.Slice(p.at.positions, 3), ElementsAre(16, 299, 0));
-  EXPECT_THAT(p.Slice(p.at.slots, 3), ElementsAre(11 * 16, (50 + 18) * 16 + 11, -1));
+  EXPECT_THAT(p.Slice(p.at.positions, 3), ElementsAre(16, 539, 0));
+  EXPECT_THAT(p.Slice(p.at.slots, 3), ElementsAre(11 * 16, (50 + 33) * 16 + 11, -1));
   EXPECT_THAT(p.Slice(p.at.partial_begin, 4), ElementsAre(0, 1, 3, 3));
   EXPECT_THAT(p.Slice(p.at.query_begin, 5), ElementsAre(0, 1, 2, 2, 2));
   EXPECT_THAT(p.Slice(p.at.sequence_partial, 5), ElementsAre(0, 1, 3, 3, 3));
-  EXPECT_THAT(p.Slice(p.at.page_begin, 5), ElementsAre(0, 2, 21, 21, 21));
-  EXPECT_THAT(p.Slice(p.at.lengths, 2), ElementsAre(17, 300));
+  EXPECT_THAT(p.Slice(p.at.page_begin, 5), ElementsAre(0, 2, 36, 36, 36));
+  EXPECT_THAT(p.Slice(p.at.lengths, 2), ElementsAre(17, 540));
   EXPECT_THAT(p.Slice(p.at.pages, 4), ElementsAre(10, 11, 50, 51));
   EXPECT_THAT(p.Slice(p.at.work_sequence, 3), ElementsAre(0, 1, 1));
   EXPECT_THAT(p.Slice(p.at.work_tile, 3), ElementsAre(0, 0, 0));
   EXPECT_THAT(p.Slice(p.at.work_chunk, 3), ElementsAre(0, 0, 1));
-  EXPECT_THAT(p.Slice(p.at.work_keys, 3), ElementsAre(256, 256, 256));
+  EXPECT_THAT(p.Slice(p.at.work_keys, 3), ElementsAre(32, 272, 272));
   EXPECT_THAT(p.Slice(p.at.work_query, 3), ElementsAre(0, 1, 1));
   EXPECT_THAT(p.Slice(p.at.work_queries, 3), ElementsAre(1, 1, 1));
-  EXPECT_THAT(p.Slice(p.at.work_length, 3), ElementsAre(17, 300, 300));
-  EXPECT_THAT(p.Slice(p.at.work_page, 3), ElementsAre(0, 2, 2 + 16));
+  EXPECT_THAT(p.Slice(p.at.work_length, 3), ElementsAre(17, 540, 540));
+  EXPECT_THAT(p.Slice(p.at.work_page, 3), ElementsAre(0, 2, 2 + 17));
   EXPECT_TRUE(p.IsWork(2));
   for (int i = 3; i < 100; ++i) EXPECT_FALSE(p.IsWork(i)) << i;
 }
@@ -92,13 +92,25 @@ TEST(AttentionPlan, DecodeChunksDependOnTheSequenceAlone) {
   EXPECT_EQ(alone.plan.work + 2, among.plan.work);
 }
 
-TEST(DecodeChunk, IsAMultipleOf256ThatLeaves16To64Chunks) {
-  EXPECT_EQ(DecodeChunk(1, 8), 256);
-  EXPECT_EQ(DecodeChunk(17 * 256, 8), 256);  // 132 / 8, rounded up: 17 chunks
-  EXPECT_EQ(DecodeChunk(17 * 256 + 1, 8), 512);
-  EXPECT_EQ(DecodeChunk(16 * 256 + 1, 32), 512);
-  EXPECT_EQ(DecodeChunk(64 * 256, 1), 256);
-  EXPECT_EQ(DecodeChunk(131072, 8), 7936);  // ceil(131072 / 17) = 7711
+TEST(DecodeChunk, AreEqualPartsOf256KeysOrMore) {
+  const auto chunk = [](int32_t length, int32_t kv_heads) {
+    return DecodeChunk(length, kv_heads, 16);
+  };
+  EXPECT_EQ(chunk(1, 8), 16);
+  EXPECT_EQ(chunk(511, 8), 512);
+  EXPECT_EQ(chunk(512, 8), 256);
+  EXPECT_EQ(chunk(1025, 8), 272);           // 4 chunks
+  EXPECT_EQ(chunk(17 * 256, 8), 256);       // 132 / 8, rounded up: 17 chunks
+  EXPECT_EQ(chunk(17 * 256 + 1, 8), 272);
+  EXPECT_EQ(chunk(131072, 8), 7712);        // ceil(131072 / 17) = 7711
+  EXPECT_EQ(chunk(16 * 256 + 1, 32), 272);
+  EXPECT_EQ(chunk(64 * 256, 1), 256);
+  for (int32_t length = 1; length < 9000; ++length) {
+    for (const int32_t kv_heads : {1, 8, 32}) {
+      const int32_t keys = chunk(length, kv_heads);
+      EXPECT_LE((length + keys - 1) / keys, MostDecodeChunks(length, kv_heads));
+    }
+  }
 }
 
 // Every (token, key it sees) pair lies in exactly one piece of work, and every piece's place in the

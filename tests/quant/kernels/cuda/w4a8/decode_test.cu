@@ -38,6 +38,7 @@ std::vector<DecodePlan> Plans(const PreparedLinear& weights, int64_t tokens) {
         plan.tiles = tiles;
         plan.k_groups = k_groups;
         plan.splits = splits;
+        plan.lorc_pieces = kMaxLorcPieces;
         if (plan.warpgroups() > kMaxWarpgroups) continue;
         CompletePlan(shape, {}, 2, 64, plan);
         const absl::StatusOr<int> resident = ResidentBlocks(plan, weights);

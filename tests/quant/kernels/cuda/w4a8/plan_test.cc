@@ -92,9 +92,45 @@ TEST(PlanDecode, WideBlocksThatLeaveNoMultiprocessorIdle) {
   EXPECT_EQ(division(Shape(64, 28672, 4096)), std::tuple(4, 1, 1));
   EXPECT_EQ(division(Shape(16, 4096, 4096)), std::tuple(1, 1, 4));
   EXPECT_EQ(division(Shape(17, 4096, 4096)), std::tuple(1, 2, 2));
-  LinearShape corrected = Shape(1, 22016, 4096);
-  corrected.ranks = corrected.max_rank = 16;
-  EXPECT_EQ(division(corrected), std::tuple(2, 2, 1));
+}
+
+LinearShape Corrected(LinearShape shape, int segments, int rank) {
+  shape.ranks = segments * rank;
+  shape.max_rank = rank;
+  return shape;
+}
+
+// Else some blocks of weights would wait for LoRC's to end.
+TEST(PlanDecode, LorcRunsBesideTheWeightsBlocks) {
+  const int multiprocessors = Device{}.multiprocessors;
+  for (const auto& [shape, tiles, pieces] :
+       {std::tuple{Corrected(Shape(64, 8192, 8192), 1, 16), 2, 4},
+        std::tuple{Corrected(Shape(64, 12288, 4096), 3, 16), 3, 2},
+        std::tuple{Corrected(Shape(64, 22016, 4096), 2, 16), 3, 8},
+        std::tuple{Corrected(Shape(64, 4096, 4096), 1, 16), 1, 4},
+        std::tuple{Corrected(Shape(64, 1280, 8192), 1, 16), 1, 8}}) {
+    const DecodePlan plan = PlanDecode(shape);
+    EXPECT_EQ(plan.tiles, tiles) << plan.ToString();
+    EXPECT_EQ(plan.lorc_pieces, pieces) << plan.ToString();
+    EXPECT_LE(plan.blocks(), multiprocessors) << plan.ToString();
+  }
+  // Where nothing helps, and where the blocks of two row tiles alone have room for the factors.
+  EXPECT_EQ(PlanDecode(Corrected(Shape(64, 8448, 4096), 1, 16)).lorc_pieces, kMaxLorcPieces);
+  EXPECT_EQ(PlanDecode(Corrected(Shape(64, 22016, 4096), 1, 64)).tiles, 2);
+}
+
+TEST(PlanDecode, LorcIsCutByTheShapeAndNeverByTheTokens) {
+  for (const int64_t rows : {64, 1280, 4096, 8192, 8448, 12288, 22016}) {
+    for (const int rank : {16, 32, 64, 128}) {
+      const DecodePlan first = PlanDecode(Corrected(Shape(1, rows, 4096), 1, rank));
+      for (int64_t tokens = 1; tokens <= kDecodeTokens; ++tokens) {
+        const DecodePlan plan = PlanDecode(Corrected(Shape(tokens, rows, 4096), 1, rank));
+        EXPECT_EQ(plan.parts(), first.parts()) << plan.ToString();
+        EXPECT_EQ(plan.lorc_pieces, first.lorc_pieces) << plan.ToString();
+        EXPECT_EQ(plan.lorc_blocks() % plan.splits, 0) << plan.ToString();
+      }
+    }
+  }
 }
 
 TEST(PlanDecode, PrintsItself) {
