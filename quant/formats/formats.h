@@ -137,6 +137,8 @@ struct QuantizedMatrix {
   absl::Status Validate(std::string_view name) const;
   // The scale of one group.
   float GroupScaleAt(int64_t row, int64_t group) const;
+  // M2's k of one group: its scale is the row's times 2^-k.
+  int GroupOffsetAt(int64_t row, int64_t group) const;
   // True values of one row into out[cols].
   void DequantizeRow(int64_t row, absl::Span<float> out) const;
   // Bits per weight, scales and zero points included.
@@ -168,8 +170,8 @@ struct ActivationSpec {
 // S = amax / max; asymmetric over the range including 0: S = range / 255, zero = round(-lo / S). A
 // row of zeros stays zero; a row with a NaN or an infinity becomes NaNs.
 void RoundActivationRow(const ActivationSpec& spec, absl::Span<float> row);
-// The same, but leaves x / S and returns S: numbers of the format (asymmetric: code - zero), each of
-// which bf16 holds exactly. Of a row that becomes NaNs every product with S is NaN.
+// The same, but leaves x / S and returns S: numbers of the format (asymmetric: code - zero), each
+// of which bf16 holds exactly. Of a row that becomes NaNs every product with S is NaN.
 float RoundActivationSteps(const ActivationSpec& spec, absl::Span<float> row);
 
 // The scale and the code of 0 (asymmetric; else 0) by which RoundActivationRow rounds a finite row.

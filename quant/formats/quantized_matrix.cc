@@ -148,9 +148,12 @@ float QuantizedMatrix::GroupScaleAt(int64_t row, int64_t group) const {
     case ScaleConstraint::kM2:
       break;
   }
+  return row_scale[row] * number::PowerOfTwo(-GroupOffsetAt(row, group));
+}
+
+int QuantizedMatrix::GroupOffsetAt(int64_t row, int64_t group) const {
   const int64_t stride = (groups() + 1) / 2;
-  const int offset = NibbleAt(absl::MakeConstSpan(k).subspan(row * stride, stride), group);
-  return row_scale[row] * number::PowerOfTwo(-offset);
+  return NibbleAt(absl::MakeConstSpan(k).subspan(row * stride, stride), group);
 }
 
 void QuantizedMatrix::DequantizeRow(int64_t row, absl::Span<float> out) const {

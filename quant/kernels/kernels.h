@@ -44,8 +44,8 @@ at::Tensor Normalize(const NormWeights& norm, const at::Tensor& x);
 // x = values * scales. What the CPU has rounded keeps each token's scale apart, so that its values
 // are numbers of the activation format and fit in bf16.
 struct LinearInput {
-  at::Tensor values;             // [tokens, K]
-  at::Tensor scales;             // f32 [tokens, 1]; undefined: 1
+  at::Tensor values;              // [tokens, K]
+  at::Tensor scales;              // f32 [tokens, 1]; undefined: 1
   at::Tensor TrueValues() const;  // x
 };
 

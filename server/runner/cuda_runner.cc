@@ -74,8 +74,8 @@ class CudaRunner : public ModelRunner {
       NIBBLE_RETURN_IF_ERROR(decoder_->Logits(rows, logits_));
       const size_t vocab = logits_.size() / some.size();
       for (size_t i = 0; i < some.size(); ++i) {
-        NIBBLE_ASSIGN_OR_RETURN(
-            RowAnswer answer, AnswerRow(inputs, some[i], {logits_.data() + i * vocab, vocab}));
+        NIBBLE_ASSIGN_OR_RETURN(RowAnswer answer,
+                                AnswerRow(inputs, some[i], {logits_.data() + i * vocab, vocab}));
         AddAnswer(some[i], std::move(answer), outputs);
       }
     }

@@ -69,8 +69,8 @@ class LocalRunner : public ModelRunner {
     const int64_t count = static_cast<int64_t>(wanted.size());
     for (int64_t begin = 0; begin < count; begin += kLogitRows) {
       const int64_t rows = std::min(kLogitRows, count - begin);
-      NIBBLE_RETURN_IF_ERROR(Answer(inputs, batch, hidden,
-                                    absl::MakeConstSpan(wanted).subspan(begin, rows), outputs));
+      NIBBLE_RETURN_IF_ERROR(
+          Answer(inputs, batch, hidden, absl::MakeConstSpan(wanted).subspan(begin, rows), outputs));
     }
     return outputs;
   }

@@ -8,6 +8,8 @@
 #include <cstring>
 #include <new>
 
+#include "quant/formats/number.h"
+
 namespace nibble {
 namespace {
 
@@ -16,8 +18,8 @@ constexpr int64_t kHugePageBytes = int64_t{2} << 20;
 
 int64_t RoundUp(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
-// A bf16 number whose products with a rounded activation, 2^-16 or more, and whatever these sum up to
-// are never subnormal: tile.h.
+// A bf16 number whose products with a rounded activation, 2^-16 or more, and whatever these sum up
+// to are never subnormal: tile.h.
 bool IsBFloat16(float value) {
   constexpr float kSmallest = 0x1p-100F;
   return (std::bit_cast<uint32_t>(value) & 0xffffu) == 0 &&
@@ -60,14 +62,21 @@ ArrangedMatrix ArrangedMatrix::FromQuantized(const QuantizedMatrix& matrix, Isa 
       out.table_[code] = DecodeValue(spec.format, static_cast<uint8_t>(code));
     }
   }
-  out.scales_.resize(out.panel_count() * groups * kPanelRows);
+  const bool m2 = spec.constraint == ScaleConstraint::kM2;
+  out.scales_.resize(out.panel_count() * (m2 ? 1 : groups) * kPanelRows);
+  if (m2) out.exponents_.resize(out.panel_count() * groups * kPanelRows);
   const int64_t stride = (matrix.cols * FormatBits(spec.format) + 7) / 8;
   for (int64_t row = 0; row < matrix.rows; ++row) {
     const auto packed = absl::MakeConstSpan(matrix.codes).subspan(row * stride, stride);
     const std::vector<uint8_t> codes = UnpackCodes(spec.format, packed, matrix.cols);
+    if (m2) out.scales_[row] = matrix.row_scale[row];
     for (int64_t g = 0; g < groups; ++g) {
       const int64_t place = (row / kPanelRows * groups + g) * kPanelRows + row % kPanelRows;
-      out.scales_[place] = matrix.GroupScaleAt(row, g);
+      if (m2) {
+        out.exponents_[place] = static_cast<int8_t>(-matrix.GroupOffsetAt(row, g));
+      } else {
+        out.scales_[place] = matrix.GroupScaleAt(row, g);
+      }
       const uint8_t zero = spec.asymmetric ? matrix.zero[row * groups + g] : 0;
       const int64_t end = std::min(matrix.cols, (g + 1) * width);
       for (int64_t col = g * width; col < end; ++col) {
@@ -94,7 +103,8 @@ ArrangedMatrix ArrangedMatrix::FromValues(absl::Span<const float> values, int64_
 }
 
 int64_t ArrangedMatrix::bytes() const {
-  return panel_count() * PanelBytes() + static_cast<int64_t>(scales_.size() * sizeof(float));
+  return panel_count() * PanelBytes() +
+         static_cast<int64_t>(scales_.size() * sizeof(float) + exponents_.size());
 }
 
 void ArrangedMatrix::Describe(int64_t first_panel, int count, TileInputs& inputs) const {
@@ -108,7 +118,15 @@ void ArrangedMatrix::Describe(int64_t first_panel, int count, TileInputs& inputs
     const int64_t panel = first_panel + i;
     inputs.panels[i] = panels_.get() + panel * PanelBytes();
     inputs.next[i] = panels_.get() + (panel + count) * PanelBytes();
-    inputs.scales[i] = scales_.empty() ? nullptr : scales_.data() + panel * groups * kPanelRows;
+    const int64_t of_panel = panel * groups * kPanelRows;
+    if (scales_.empty()) {
+      inputs.scales[i] = nullptr;
+    } else if (exponents_.empty()) {
+      inputs.scales[i] = scales_.data() + of_panel;
+    } else {
+      inputs.scales[i] = scales_.data() + panel * kPanelRows;
+      inputs.exponents[i] = exponents_.data() + of_panel;
+    }
   }
 }
 
@@ -116,8 +134,12 @@ void ArrangedMatrix::Row(int64_t row, absl::Span<float> out) const {
   for (int64_t col = 0; col < cols_; ++col) out[col] = Get(row, col);
   if (scales_.empty()) return;
   const int64_t groups = (padded_cols() + group_ - 1) / group_;
-  const float* scales = scales_.data() + row / kPanelRows * groups * kPanelRows + row % kPanelRows;
-  for (int64_t col = 0; col < cols_; ++col) out[col] *= scales[col / group_ * kPanelRows];
+  for (int64_t col = 0; col < cols_; ++col) {
+    const int64_t place =
+        (row / kPanelRows * groups + col / group_) * kPanelRows + row % kPanelRows;
+    out[col] *=
+        exponents_.empty() ? scales_[place] : scales_[row] * number::PowerOfTwo(exponents_[place]);
+  }
 }
 
 int64_t ArrangedMatrix::StepBytes() const {

@@ -17,11 +17,10 @@ namespace nibble {
 
 // Immutable. What is multiplied is exactly what came in: `Row` gives it back.
 //
-//   weights in          held as             bits a weight, beside one f32 scale a group
-//   4 bits, symmetric   codes               4
-//   other quantized     bf16, unscaled      16   every value of a format is one
-//   values, all bf16    bf16                16   and each 0 or at least 2^-100
-//   other values        f32                 32
+//   weights in          held as             bits a weight, beside one f32 scale a group (M2: one
+//   byte) 4 bits, symmetric   codes               4 other quantized     bf16, unscaled      16
+//   every value of a format is one values, all bf16    bf16                16   and each 0 or at
+//   least 2^-100 other values        f32                 32
 class ArrangedMatrix {
  public:
   static ArrangedMatrix FromQuantized(const QuantizedMatrix& matrix, Isa isa = ActiveIsa());
@@ -67,7 +66,8 @@ class ArrangedMatrix {
   int64_t group_;
   const TileKernels* kernels_;
   std::unique_ptr<uint8_t[], Free> panels_;
-  std::vector<float> scales_;         // [panels, groups, 16]; empty: 1
+  std::vector<float> scales_;         // [panels, groups, 16], with exponents [panels, 16]; empty: 1
+  std::vector<int8_t> exponents_;     // [panels, groups, 16], of M2
   std::array<float, 16> table_ = {};  // kNibbles
 };
 

@@ -123,7 +123,8 @@ class PagedAttention {
       for (int64_t i = 0; i < count; ++i) {
         const int64_t next = block + kMaxTilePanels + i;
         inputs.panels[i] = Keys(tile, block + i);
-        inputs.next[i] = next < blocks ? Keys(tile, next) : Values(tile, std::min(i, blocks - 1), 0);
+        inputs.next[i] =
+            next < blocks ? Keys(tile, next) : Values(tile, std::min(i, blocks - 1), 0);
         inputs.scales[i] = nullptr;
       }
       float totals[kMaxTileTokens * kMaxTilePanels * kPanelRows] = {};
@@ -177,7 +178,8 @@ class PagedAttention {
     inputs.tokens = static_cast<int>(rows);
     inputs.panel_count = panels;
     // As far ahead as Score has already fetched.
-    const int64_t next = std::min(block + kMaxTilePanels, (tile.Keys(tile.tokens - 1) - 1) / kBlock);
+    const int64_t next =
+        std::min(block + kMaxTilePanels, (tile.Keys(tile.tokens - 1) - 1) / kBlock);
     for (int i = 0; i < panels; ++i) {
       inputs.panels[i] = Values(tile, block, first_panel + i);
       inputs.next[i] = Values(tile, next, first_panel + i);
@@ -212,15 +214,28 @@ void WriteToken(const float* k, const float* v, int64_t block, int64_t slot, KvB
   }
 }
 
-void WriteSegment(const at::Tensor& k, const at::Tensor& v, const Segment& segment,
-                  KvBlocks& cache) {
+// Every token's keys and values to their places.
+void WriteTokens(const at::Tensor& k, const at::Tensor& v, absl::Span<const Segment> segments,
+                 KvBlocks& cache) {
+  struct Place {
+    int64_t row;
+    int64_t block;
+    int64_t slot;
+  };
+  std::vector<Place> places;
+  for (const Segment& segment : segments) {
+    for (int64_t token = 0; token < segment.length; ++token) {
+      const int64_t position = segment.position + token;
+      places.push_back(
+          {segment.first_row + token, segment.blocks[position / kBlock], position % kBlock});
+    }
+  }
   const int64_t width = k.size(1) * k.size(2);
-  constexpr int64_t kTokenBlock = 8;  // tokens worth a thread
-  ParallelBlocks(segment.length, kTokenBlock, [&](int64_t token) {
-    const int64_t position = segment.position + token;
-    const int64_t row = segment.first_row + token;
-    WriteToken(k.data_ptr<float>() + row * width, v.data_ptr<float>() + row * width,
-               segment.blocks[position / kBlock], position % kBlock, cache);
+  constexpr int64_t kTokenBlock = 4;  // tokens worth a thread
+  ParallelBlocks(static_cast<int64_t>(places.size()), kTokenBlock, [&](int64_t i) {
+    const Place& place = places[i];
+    WriteToken(k.const_data_ptr<float>() + place.row * width,
+               v.const_data_ptr<float>() + place.row * width, place.block, place.slot, cache);
   });
 }
 
@@ -266,7 +281,7 @@ at::Tensor Attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
   }
   const at::Tensor keys = k.contiguous();
   const at::Tensor values = v.contiguous();
-  for (const Segment& segment : segments) WriteSegment(keys, values, segment, *cache);
+  WriteTokens(keys, values, segments, *cache);
   at::Tensor out = at::empty(q.sizes(), at::kFloat);
   PagedAttention(q.contiguous(), *cache, out).Run(segments);
   return out;

@@ -62,9 +62,9 @@ TiledInput TileFor(absl::Span<const LinearWeights* const> linears, const at::Ten
   });
   const ArrangedMatrix& matrix = linears[0]->arranged->weight;
   const TileKernels& kernels = matrix.kernels();
-  TiledInput tiled(values.size(0), matrix.padded_cols(), kernels.tile_tokens,
+  TiledInput tiled(values.size(0), matrix.cols(), matrix.padded_cols(), kernels.tile_tokens,
                    rounded && exact && kernels.takes_pairs);
-  tiled.Fill(values.const_data_ptr<float>(), matrix.cols());
+  tiled.Fill(values.const_data_ptr<float>());
   return tiled;
 }
 
@@ -76,8 +76,9 @@ std::vector<std::unique_ptr<TiledInput>> MultiplyB(absl::Span<const LinearWeight
   for (size_t i = 0; i < linears.size(); ++i) {
     const ArrangedLinear& linear = *linears[i]->arranged;
     if (!linear.lorc_b) continue;
-    products[i] = std::make_unique<TiledInput>(tokens, linear.lorc_a->padded_cols(),
-                                               linear.weight.kernels().tile_tokens, false);
+    const ArrangedMatrix& a = *linear.lorc_a;
+    products[i] = std::make_unique<TiledInput>(tokens, a.cols(), a.padded_cols(),
+                                               a.kernels().tile_tokens, false);
     AddTasks(i, *linear.lorc_b, tasks);
   }
   ParallelTasks(static_cast<int64_t>(tasks.size()), [&](int64_t index) {

@@ -80,9 +80,8 @@ at::Tensor Normalize(const NormWeights& norm, const at::Tensor& x) {
   if (!x.is_cpu()) return tensor::Normalize(norm, x);
   const int64_t width = x.size(-1);
   if (!IsRmsNorm(norm)) {
-    return MapRows(x, [&](int64_t, const float* from, float* to) {
-      LayerNormRow(norm, from, to, width);
-    });
+    return MapRows(
+        x, [&](int64_t, const float* from, float* to) { LayerNormRow(norm, from, to, width); });
   }
   const float* gain = norm.gain.data_ptr<float>();
   return MapRows(x, [&](int64_t, const float* from, float* to) {

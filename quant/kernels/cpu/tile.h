@@ -35,16 +35,18 @@ inline constexpr int kMaxTilePanels = 4;
 
 struct TileInputs {
   PanelKind kind = PanelKind::kFloat;
-  const float* table = nullptr;         // [16], kNibbles only
-  const void* panels[kMaxTilePanels];   // the first `panel_count` of them
+  const float* table = nullptr;        // [16], kNibbles only
+  const void* panels[kMaxTilePanels];  // the first `panel_count` of them
   // What will be wanted after each, as many bytes; the panel itself: unknown. Need not exist.
   const void* next[kMaxTilePanels];
-  const float* scales[kMaxTilePanels];  // [groups, 16] of each panel; null: 1
-  const float* x = nullptr;             // [columns rounded up to kColumnStep, tokens]
+  // Of each panel [groups, 16]; null: 1. With exponents [16], times 2^exponents [groups, 16].
+  const float* scales[kMaxTilePanels];
+  const int8_t* exponents[kMaxTilePanels] = {};
+  const float* x = nullptr;  // [columns rounded up to kColumnStep, tokens]
   // Instead of x: two columns in bf16 a dword, the first in its low half. Not for kFloat.
   const uint32_t* pairs = nullptr;  // [half of x's columns, tokens]
-  int64_t columns = 0;                  // of kFloat any number, else a multiple of kColumnStep
-  int64_t group = 0;                    // columns of a full group, a multiple of kColumnStep
+  int64_t columns = 0;              // of kFloat any number, else a multiple of kColumnStep
+  int64_t group = 0;                // columns of a full group, a multiple of kColumnStep
   int tokens = 0;
   int panel_count = 0;
 };

@@ -58,6 +58,13 @@ struct Avx2 {
     return _mm256_castsi256_ps(_mm256_add_epi32(exponent, _mm256_set1_epi32(127 << 23)));
   }
   static Vec PowerOfTwo(Vec t) { return {PowerOfTwo(t.low), PowerOfTwo(t.high)}; }
+  static __m256 EightPowersOfTwo(const int8_t* p) {
+    const __m256i exponents =
+        _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+    const __m256i biased = _mm256_add_epi32(exponents, _mm256_set1_epi32(127));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
+  }
+  static Vec PowersOfTwo(const int8_t* p) { return {EightPowersOfTwo(p), EightPowersOfTwo(p + 8)}; }
 
   // So that after a look-up of both bytes and an interleave within the 128-bit halves, dword r of
   // the low result holds columns 0 and 1 (or 2 and 3) of row r, of the high result those of row

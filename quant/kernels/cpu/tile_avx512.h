@@ -33,6 +33,12 @@ struct Avx512 {
     const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(t), 23);
     return _mm512_castsi512_ps(_mm512_add_epi32(exponent, _mm512_set1_epi32(127 << 23)));
   }
+  static Vec PowersOfTwo(const int8_t* p) {
+    const __m512i exponents =
+        _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    const __m512i biased = _mm512_add_epi32(exponents, _mm512_set1_epi32(127));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23));
+  }
 
   // Dword `row` holds that row's columns, the even ones in its low half.
   static constexpr NibblePlace Place(int row, int column) {

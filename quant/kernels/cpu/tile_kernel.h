@@ -7,6 +7,7 @@
 //   Add Subtract Multiply Divide
 //   AtLeast(low, v) AtMost(high, v)           NaN in v stays
 //   PowerOfTwo(t)                             2^n where t = 1.5 * 2^23 + n
+//   PowersOfTwo(p)                            2^p[i], -126 .. 127, of 16 int8
 //   Place(row, column)                        see TileKernels
 //   NibbleTable(p)                            the 16 floats, as NibbleColumn wants them
 //   LoadNibbles(p)                            a step's 64 bytes
@@ -123,6 +124,15 @@ struct FloatPanels : Columns<Simd> {
   static constexpr int Place(int i) { return i; }
 };
 
+template <class Simd>
+typename Simd::Vec GroupScale(const TileInputs& inputs, int panel, int64_t group) {
+  const float* scales = inputs.scales[panel];
+  if (scales == nullptr) return Simd::Set(1);
+  const int8_t* exponents = inputs.exponents[panel];
+  if (exponents == nullptr) return Simd::Load(scales + group * kPanelRows);
+  return Simd::Multiply(Simd::Load(scales), Simd::PowersOfTwo(exponents + group * kPanelRows));
+}
+
 // One tile: kTokens x kPanels sums in registers.
 template <class Simd, class Panels, int kTokens, int kPanels>
 void MultiplyTile(const TileInputs& inputs, int first_panel, float* totals) {
@@ -173,8 +183,7 @@ void MultiplyTile(const TileInputs& inputs, int first_panel, float* totals) {
     }
 #pragma GCC unroll 4
     for (int p = 0; p < kPanels; ++p) {
-      const float* scales = inputs.scales[first_panel + p];
-      const Vec scale = scales == nullptr ? Simd::Set(1) : Simd::Load(scales + group * kPanelRows);
+      const Vec scale = GroupScale<Simd>(inputs, first_panel + p, group);
 #pragma GCC unroll 16
       for (int t = 0; t < kTokens; ++t) {
         float* total = totals + (t * inputs.panel_count + first_panel + p) * kPanelRows;
@@ -193,6 +202,12 @@ void MultiplyTokens(const TileInputs& inputs, float* totals) {
   int panel = 0;
   for (; panel + kPanels <= inputs.panel_count; panel += kPanels) {
     MultiplyTile<Simd, Panels, kTokens, kPanels>(inputs, panel, totals);
+  }
+  if constexpr (kPanels > 2) {
+    if (panel + 2 <= inputs.panel_count) {
+      MultiplyTile<Simd, Panels, kTokens, 2>(inputs, panel, totals);
+      panel += 2;
+    }
   }
   for (; panel < inputs.panel_count; ++panel) {
     MultiplyTile<Simd, Panels, kTokens, 1>(inputs, panel, totals);

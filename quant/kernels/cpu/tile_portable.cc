@@ -57,6 +57,9 @@ struct Portable {
     __builtin_memcpy(&x, &bits, sizeof(x));
     return x;
   }
+  static Vec PowersOfTwo(const int8_t* p) {
+    return Each([&](int i) { return FromBits(static_cast<uint32_t>(p[i] + 127) << 23); });
+  }
   static Vec PowerOfTwo(const Vec& t) {
     return Each([&](int i) {
       uint32_t bits;

@@ -14,31 +14,42 @@ namespace nibble {
 // other [cols, tokens of the tile], `cols` a multiple of kColumnStep; or pairs of bf16 columns.
 class TiledInput {
  public:
-  // Zeros.
-  TiledInput(int64_t tokens, int64_t cols, int tile_tokens, bool pairs)
-      : tokens_(tokens), cols_(cols), tiles_((tokens + tile_tokens - 1) / tile_tokens) {
+  // Zeros in columns `width` and beyond; what stands before them is to be written.
+  TiledInput(int64_t tokens, int64_t width, int64_t cols, int tile_tokens, bool pairs)
+      : tokens_(tokens),
+        width_(width),
+        cols_(cols),
+        tiles_((tokens + tile_tokens - 1) / tile_tokens) {
     if (pairs) {
-      pairs_ = std::make_unique<uint32_t[]>(tokens * cols / 2);
+      pairs_ = std::make_unique_for_overwrite<uint32_t[]>(tokens * cols / 2);
     } else {
-      values_ = std::make_unique<float[]>(tokens * cols);
+      values_ = std::make_unique_for_overwrite<float[]>(tokens * cols);
+    }
+    for (int64_t tile = 0; tile < tiles_ && width < cols; ++tile) {
+      const int64_t count = token_count(tile);
+      if (pairs) {
+        std::fill(this->pairs(tile) + width / 2 * count, this->pairs(tile) + cols / 2 * count, 0);
+      } else {
+        std::fill(values(tile) + width * count, values(tile) + cols * count, 0);
+      }
     }
   }
 
-  // x: [tokens, width], width <= cols; as pairs every value is a bf16 number.
-  void Fill(const float* x, int64_t width) {
+  // x: [tokens, width]; as pairs every value is a bf16 number.
+  void Fill(const float* x) {
     constexpr int64_t kWorthThread = 4096;  // values of a tile
     if (tiles_ == 0) return;
     const int64_t block = kWorthThread / token_count(0) / 2 * 2;  // columns
-    const int64_t blocks = (width + block - 1) / block;
+    const int64_t blocks = (width_ + block - 1) / block;
     ParallelTasks(tiles_ * blocks, [&](int64_t index) {
       const int64_t tile = index / blocks;
       const int64_t begin = index % blocks * block;
-      const int64_t end = std::min(width, begin + block);
-      const float* from = x + first_token(tile) * width;
+      const int64_t end = std::min(width_, begin + block);
+      const float* from = x + first_token(tile) * width_;
       if (pairs_ != nullptr) {
-        FillPairs(from, width, begin, end, token_count(tile), pairs(tile));
+        FillPairs(from, width_, begin, end, token_count(tile), pairs(tile));
       } else {
-        FillValues(from, width, begin, end, token_count(tile), values(tile));
+        FillValues(from, width_, begin, end, token_count(tile), values(tile));
       }
     });
   }
@@ -88,6 +99,7 @@ class TiledInput {
   uint32_t* pairs(int64_t tile) const { return pairs_.get() + first_token(tile) * cols_ / 2; }
 
   int64_t tokens_;
+  int64_t width_;
   int64_t cols_;
   int64_t tiles_;
   std::unique_ptr<float[]> values_;

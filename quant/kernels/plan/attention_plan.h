@@ -86,9 +86,9 @@ absl::StatusOr<AttentionPlan> PlanAttention(const AttentionLimits& limits,
 // is enough for the one query that each sequence has.
 int32_t TileRows(const AttentionLimits& limits);
 
-// Keys in a chunk of a decode sequence, whole pages: its keys in equal chunks of kDecodeChunkKeys or
-// more (up to twice as many), and as many more as leave 64 chunks (16 where the key heads alone fill
-// the device).
+// Keys in a chunk of a decode sequence, whole pages: its keys in equal chunks of kDecodeChunkKeys
+// or more (up to twice as many), and as many more as leave 64 chunks (16 where the key heads alone
+// fill the device).
 inline constexpr int32_t kDecodeChunkKeys = 256;
 int32_t DecodeChunk(int32_t length, int32_t kv_heads, int32_t page_size);
 // The most chunks of a decode sequence of up to `context` keys.

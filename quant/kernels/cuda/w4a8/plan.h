@@ -41,12 +41,12 @@ inline constexpr int kMaxWarpgroups = 4;
 // depend on the number of parts, which follows from rows and columns only, and neither on the
 // number of tokens nor on who takes which part.
 struct DecodePlan {
-  int token_tile = 0;  // 8, 16, 32 or 64 columns of the product
-  int tiles = 0;       // row tiles of a block: 1 to 4
-  int k_groups = 0;    // parts of K of a block: 1, 2 or 4; tiles * k_groups <= kMaxWarpgroups
-  int splits = 0;      // 1, 2, 4 or 8
-  int stages = 0;      // slices (each of `tiles` row tiles) in flight, a multiple of k_groups
-  int lorc_tiles = 0;  // 0: no LoRC
+  int token_tile = 0;   // 8, 16, 32 or 64 columns of the product
+  int tiles = 0;        // row tiles of a block: 1 to 4
+  int k_groups = 0;     // parts of K of a block: 1, 2 or 4; tiles * k_groups <= kMaxWarpgroups
+  int splits = 0;       // 1, 2, 4 or 8
+  int stages = 0;       // slices (each of `tiles` row tiles) in flight, a multiple of k_groups
+  int lorc_tiles = 0;   // 0: no LoRC
   int lorc_pieces = 0;  // of K, for each LoRC tile
   int row_blocks = 0;
   int shared_bytes = 0;
@@ -90,8 +90,8 @@ DecodeShared DecodeSharedMemory(const DecodePlan& plan, const LinearShape& shape
 // shape.tokens in 1..64; a shape whose shared memory does not fit is the launcher's to refuse.
 DecodePlan PlanDecode(const LinearShape& shape, const Device& device = {});
 
-// Fills in what follows from token_tile, tiles, k_groups, splits and lorc_pieces: as many stages as fit if
-// `blocks` blocks are to share a multiprocessor, at most `max_stages`.
+// Fills in what follows from token_tile, tiles, k_groups, splits and lorc_pieces: as many stages as
+// fit if `blocks` blocks are to share a multiprocessor, at most `max_stages`.
 void CompletePlan(const LinearShape& shape, const Device& device, int blocks, int max_stages,
                   DecodePlan& plan);
 

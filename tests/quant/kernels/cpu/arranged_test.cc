@@ -257,8 +257,8 @@ TEST_P(ArrangedMatrixTest, HoldsPlainValuesInSixteenBitsWhereTheseAreExact) {
   }
 }
 
-// A rounded activation's values are bf16 numbers: a set that multiplies them in pairs gives the bits
-// of one that does not.
+// A rounded activation's values are bf16 numbers: a set that multiplies them in pairs gives the
+// bits of one that does not.
 TEST_P(ArrangedMatrixTest, PairsGiveTheBitsOfSingleColumns) {
   if (!KernelsOf(GetParam()).takes_pairs) return;
   constexpr int64_t kTokens = 11;
@@ -287,8 +287,7 @@ TEST_P(ArrangedMatrixTest, PairsGiveTheBitsOfSingleColumns) {
 TEST_P(ArrangedMatrixTest, HoldsVerySmallValuesInFloats) {
   const std::vector<float> small = {1, 0, 0x1p-100F, 0x1p-101F};
   const auto kind = [&](int64_t count) {
-    return ArrangedMatrix::FromValues(absl::MakeConstSpan(small).first(count), 1, count,
-                                      GetParam())
+    return ArrangedMatrix::FromValues(absl::MakeConstSpan(small).first(count), 1, count, GetParam())
         .kind();
   };
   EXPECT_EQ(kind(3), PanelKind::kBFloat16);

@@ -83,9 +83,8 @@ TEST_P(ParallelTest, ATaskHasOneThread) {
   });
 }
 
-INSTANTIATE_TEST_SUITE_P(Kept, ParallelTest, testing::Bool(), [](const auto& info) {
-  return info.param ? "WithThreads" : "ByRegion";
-});
+INSTANTIATE_TEST_SUITE_P(Kept, ParallelTest, testing::Bool(),
+                         [](const auto& info) { return info.param ? "WithThreads" : "ByRegion"; });
 
 TEST(WithThreadsTest, ThrowsWhatTheWorkThrows) {
   EXPECT_THROW(WithThreads([] {

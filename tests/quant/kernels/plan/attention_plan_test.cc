@@ -99,10 +99,10 @@ TEST(DecodeChunk, AreEqualPartsOf256KeysOrMore) {
   EXPECT_EQ(chunk(1, 8), 16);
   EXPECT_EQ(chunk(511, 8), 512);
   EXPECT_EQ(chunk(512, 8), 256);
-  EXPECT_EQ(chunk(1025, 8), 272);           // 4 chunks
-  EXPECT_EQ(chunk(17 * 256, 8), 256);       // 132 / 8, rounded up: 17 chunks
+  EXPECT_EQ(chunk(1025, 8), 272);      // 4 chunks
+  EXPECT_EQ(chunk(17 * 256, 8), 256);  // 132 / 8, rounded up: 17 chunks
   EXPECT_EQ(chunk(17 * 256 + 1, 8), 272);
-  EXPECT_EQ(chunk(131072, 8), 7712);        // ceil(131072 / 17) = 7711
+  EXPECT_EQ(chunk(131072, 8), 7712);  // ceil(131072 / 17) = 7711
   EXPECT_EQ(chunk(16 * 256 + 1, 32), 272);
   EXPECT_EQ(chunk(64 * 256, 1), 256);
   for (int32_t length = 1; length < 9000; ++length) {
