@@ -148,17 +148,15 @@ at::Tensor RunLayer(const ModelConfig& config, const DecoderLayer& layer, const 
       RunGroup(layer, InputGroup::kAttentionIn, norm_before(layer.attention_norm), hidden, observe);
   ExpectGroup(layer, InputGroup::kAttentionOut);
   const at::Tensor mixed = SelfAttention(config, qkv, batch, rotary, cache);
-  const at::Tensor attended =
-      RunGroup(layer, InputGroup::kAttentionOut, nullptr, mixed, observe)[0];
+  at::Tensor attended = RunGroup(layer, InputGroup::kAttentionOut, nullptr, mixed, observe)[0];
   ExpectGroup(layer, InputGroup::kMlpIn);
-  const at::Tensor middle = norm_after(layer.attention_norm, hidden + attended);
+  const at::Tensor middle = norm_after(layer.attention_norm, attended.add_(hidden));
 
   const std::vector<at::Tensor> up =
       RunGroup(layer, InputGroup::kMlpIn, norm_before(layer.mlp_norm), middle, observe);
   ExpectGroup(layer, InputGroup::kMlpOut);
-  const at::Tensor down =
-      RunGroup(layer, InputGroup::kMlpOut, nullptr, Activate(config, up), observe)[0];
-  return norm_after(layer.mlp_norm, middle + down);
+  at::Tensor down = RunGroup(layer, InputGroup::kMlpOut, nullptr, Activate(config, up), observe)[0];
+  return norm_after(layer.mlp_norm, down.add_(middle));
 }
 
 at::Tensor Logits(const ModelConfig&, const DecoderEnds& ends, const at::Tensor& hidden,

@@ -5,24 +5,14 @@
 #include <algorithm>
 #include <map>
 #include <utility>
+#include <vector>
 
 namespace nibble {
 namespace {
 
 using torch::profiler::impl::ActivityType;
 
-// Seconds covered by intervals of nanoseconds.
-double Covered(std::vector<std::pair<uint64_t, uint64_t>> intervals) {
-  std::ranges::sort(intervals);
-  uint64_t covered = 0;
-  uint64_t end = 0;
-  for (const auto& [from, to] : intervals) {
-    if (to <= end) continue;
-    covered += to - std::max(from, end);
-    end = to;
-  }
-  return 1e-9 * static_cast<double>(covered);
-}
+constexpr double kNanosecond = 1e-9;
 
 }  // namespace
 
@@ -35,23 +25,31 @@ DeviceTimes ProfileDevice(const std::function<void()>& work) {
   work();
   const auto result = profiler::disableProfiler();
 
-  std::map<std::string, KernelTime> by_name;
-  std::vector<std::pair<uint64_t, uint64_t>> intervals;
-  DeviceTimes times;
+  std::vector<const profiler::KinetoEvent*> events;
   for (const profiler::KinetoEvent& event : result->events()) {
-    if (event.deviceType() != c10::DeviceType::CUDA) continue;
-    KernelTime& kernel = by_name[event.name()];
-    kernel.name = event.name();
+    if (event.deviceType() == c10::DeviceType::CUDA) events.push_back(&event);
+  }
+  std::ranges::sort(events, {},
+                    [](const profiler::KinetoEvent* event) { return event->startNs(); });
+  std::map<std::string, KernelTime> by_name;
+  DeviceTimes times;
+  uint64_t end = 0;
+  for (const profiler::KinetoEvent* event : events) {
+    KernelTime& kernel = by_name[event->name()];
+    kernel.name = event->name();
     ++kernel.calls;
-    kernel.seconds += 1e-9 * static_cast<double>(event.durationNs());
-    intervals.emplace_back(event.startNs(), event.endNs());
+    kernel.seconds += kNanosecond * static_cast<double>(event->durationNs());
+    if (event->endNs() <= end) continue;
+    kernel.alone +=
+        kNanosecond * static_cast<double>(event->endNs() - std::max(event->startNs(), end));
+    end = event->endNs();
   }
   for (auto& [name, kernel] : by_name) {
     times.sum += kernel.seconds;
+    times.busy += kernel.alone;
     times.kernels.push_back(std::move(kernel));
   }
-  std::ranges::sort(times.kernels, std::greater(), &KernelTime::seconds);
-  times.busy = Covered(std::move(intervals));
+  std::ranges::sort(times.kernels, std::greater(), &KernelTime::alone);
   return times;
 }
 

@@ -12,10 +12,11 @@ struct KernelTime {
   std::string name;
   int64_t calls = 0;
   double seconds = 0;  // of all calls
+  double alone = 0;    // of these, after every kernel that started before had ended
 };
 
 struct DeviceTimes {
-  std::vector<KernelTime> kernels;  // by falling time; copies and fills too
+  std::vector<KernelTime> kernels;  // by falling time alone; copies and fills too
   double sum = 0;                   // seconds of all kernels, each from its start to its end
   double busy = 0;                  // seconds in which at least one ran
 };

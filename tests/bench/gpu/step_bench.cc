@@ -66,11 +66,13 @@ absl::Status PrintProfile(ModelRunner& runner, const StepInputs& inputs, double 
   NIBBLE_RETURN_IF_ERROR(status);
   std::printf("  kernels' own times %.3f ms, the step %.2f x that; device busy %.3f ms\n",
               1e3 * times.sum / kSteps, median * kSteps / times.sum, 1e3 * times.busy / kSteps);
+  std::printf("  %9s %9s %11s   a call, of which alone after those before it\n", "calls", "us",
+              "us alone");
   for (const KernelTime& kernel : times.kernels) {
-    if (kernel.seconds < 0.01 * times.sum) break;
+    if (kernel.alone < 0.005 * times.busy) break;
     const auto calls = static_cast<double>(kernel.calls);
-    std::printf("  %5.1f %%  %6.1f calls of %7.2f us  %s\n", 100 * kernel.seconds / times.sum,
-                calls / kSteps, 1e6 * kernel.seconds / calls, kernel.name.substr(0, 100).c_str());
+    std::printf("  %9.1f %9.2f %11.2f   %s\n", calls / kSteps, 1e6 * kernel.seconds / calls,
+                1e6 * kernel.alone / calls, kernel.name.substr(0, 100).c_str());
   }
   return absl::OkStatus();
 }

@@ -66,8 +66,9 @@ absl::Status Launch(const PreparedLinear& weights, const LinearCall& call, cudaS
   for (int64_t first = 0; first < call.tokens; first += kDecodeTokens) {
     const LinearCall part =
         Part(weights, call, first, std::min<int64_t>(kDecodeTokens, call.tokens - first));
-    const DecodePlan plan = PlanDecode(ShapeOf(weights, part.tokens));
-    NIBBLE_RETURN_IF_ERROR(LaunchDecode(plan, weights, part, stream));
+    LinearShape shape = ShapeOf(weights, part.tokens);
+    shape.overlaps = part.overlap_previous;
+    NIBBLE_RETURN_IF_ERROR(LaunchDecode(PlanDecode(shape), weights, part, stream));
   }
   return absl::OkStatus();
 }

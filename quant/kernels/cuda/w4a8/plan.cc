@@ -53,6 +53,14 @@ int LorcPieces(const LinearShape& shape, const Device& device, int64_t blocks, i
   return kMaxLorcPieces;
 }
 
+// Whether each block is to have a multiprocessor to itself: those that start while the kernel
+// before still runs would else crowd where it leaves room, some multiprocessors idle beside them.
+// Measured with few tokens, whose blocks wait longest (step_bench).
+bool KeepsBlocksApart(const LinearShape& shape, const Device& device, const DecodePlan& plan) {
+  return shape.overlaps && plan.token_tile <= 16 &&
+         CeilDiv(shape.row_tiles, plan.tiles) * plan.splits <= device.multiprocessors;
+}
+
 // By races on an H200 (plan_race): blocks of several row tiles read fastest, for their slices lie
 // together and share x, if they leave no multiprocessor idle; a grid too small for that cuts K
 // among blocks rather than warpgroups, where few tokens leave room for two blocks a multiprocessor.
@@ -73,7 +81,8 @@ void Divide(const LinearShape& shape, const Device& device, DecodePlan& plan) {
   const int most_splits = roomy && plan.tiles == 1 ? 2 * plan.splits : plan.splits;
   plan.lorc_pieces =
       LorcPieces(shape, device, CeilDiv(shape.row_tiles, plan.tiles) * plan.splits, most_splits);
-  if (plan.splits < most_splits && plan.token_tile <= 16) {
+  if (plan.splits < most_splits && plan.token_tile <= 16 &&
+      !KeepsBlocksApart(shape, device, plan)) {
     plan.k_groups = 1;
     plan.splits = most_splits;
   }
@@ -120,6 +129,7 @@ void CompletePlan(const LinearShape& shape, const Device& device, int blocks, in
     break;
   }
   plan.shared_bytes = DecodeSharedMemory(plan, shape).bytes + kSharedAlignment;
+  if (blocks == 1) plan.shared_bytes = std::max(plan.shared_bytes, device.shared_bytes / 2);
 }
 
 DecodePlan PlanDecode(const LinearShape& shape, const Device& device) {
@@ -127,7 +137,8 @@ DecodePlan PlanDecode(const LinearShape& shape, const Device& device) {
   plan.token_tile = TokenTile(shape.tokens, shape.kind);
   Divide(shape, device, plan);
   // Clusters of small blocks find their places only where these leave some room.
-  CompletePlan(shape, device, plan.warpgroups() == 1 ? 4 : 2, 64, plan);
+  const int blocks = KeepsBlocksApart(shape, device, plan) ? 1 : plan.warpgroups() == 1 ? 4 : 2;
+  CompletePlan(shape, device, blocks, 64, plan);
   return plan;
 }
 

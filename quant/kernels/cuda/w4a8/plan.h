@@ -21,8 +21,9 @@ struct LinearShape {
   int64_t cols = 0;
   Kind kind = Kind::kFolded;
   int group_size = 128;
-  int ranks = 0;     // LoRC ranks of all segments, each rounded up to 16
-  int max_rank = 0;  // of one segment
+  int ranks = 0;          // LoRC ranks of all segments, each rounded up to 16
+  int max_rank = 0;       // of one segment
+  bool overlaps = false;  // the launch may begin while the kernel before it runs
 };
 
 enum class Regime : uint8_t { kDecode, kMedium, kPrefill };
@@ -91,7 +92,8 @@ DecodeShared DecodeSharedMemory(const DecodePlan& plan, const LinearShape& shape
 DecodePlan PlanDecode(const LinearShape& shape, const Device& device = {});
 
 // Fills in what follows from token_tile, tiles, k_groups, splits and lorc_pieces: as many stages as
-// fit if `blocks` blocks are to share a multiprocessor, at most `max_stages`.
+// fit if `blocks` blocks are to share a multiprocessor, at most `max_stages`. One block has the
+// multiprocessor to itself, however little it needs.
 void CompletePlan(const LinearShape& shape, const Device& device, int blocks, int max_stages,
                   DecodePlan& plan);
 

@@ -41,6 +41,27 @@ TEST(PlanDecode, TwoBlocksShareAMultiprocessor) {
   }
 }
 
+TEST(PlanDecode, BlocksOfAFewTokensThatOverlapHaveAMultiprocessorEach) {
+  for (const int64_t rows : {64, 4096, 8192, 12288, 22016}) {
+    for (const int rank : {0, 16}) {
+      LinearShape shape = Shape(1, rows, 4096);
+      shape.ranks = shape.max_rank = rank;
+      const DecodePlan alone = PlanDecode(shape);
+      shape.overlaps = true;
+      const DecodePlan plan = PlanDecode(shape);
+      EXPECT_GT(2 * (plan.shared_bytes + 1024), Device{}.shared_bytes) << plan.ToString();
+      EXPECT_LE(plan.shared_bytes, Device{}.block_shared_bytes) << plan.ToString();
+      EXPECT_EQ(plan.parts(), alone.parts()) << plan.ToString();
+      EXPECT_EQ(plan.lorc_pieces, alone.lorc_pieces) << plan.ToString();
+      EXPECT_EQ(plan.lorc_blocks() % plan.splits, 0) << plan.ToString();
+    }
+  }
+  LinearShape many = Shape(1, 57344, 8192);  // more blocks than multiprocessors
+  const int bytes = PlanDecode(many).shared_bytes;
+  many.overlaps = true;
+  EXPECT_EQ(PlanDecode(many).shared_bytes, bytes);
+}
+
 // Warpgroups are apart by up to a slice, and a stage is always of the same part.
 TEST(PlanDecode, TheRingHoldsTwoSlicesOfEveryPart) {
   for (const int64_t rows : {64, 4096, 8192, 12288, 22016}) {
