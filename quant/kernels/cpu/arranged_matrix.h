@@ -17,10 +17,10 @@ namespace nibble {
 
 // Immutable. What is multiplied is exactly what came in: `Row` gives it back.
 //
-//   weights in          held as             bits a weight, beside one f32 scale a group (M2: one
-//   byte) 4 bits, symmetric   codes               4 other quantized     bf16, unscaled      16
-//   every value of a format is one values, all bf16    bf16                16   and each 0 or at
-//   least 2^-100 other values        f32                 32
+// - 4 bits, symmetric: codes, 4 bits a weight, and a scale a group (f32; M2: one byte)
+// - other quantized weights: bf16, unscaled, 16 bits; every value of a format is one
+// - values that are all bf16 and each 0 or at least 2^-100: bf16, 16 bits
+// - other values: f32, 32 bits
 class ArrangedMatrix {
  public:
   static ArrangedMatrix FromQuantized(const QuantizedMatrix& matrix, Isa isa = ActiveIsa());

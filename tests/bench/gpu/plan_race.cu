@@ -60,7 +60,8 @@ void RaceDecode(const std::string& text, const ColdLinear& linear, int64_t token
           plan.tiles = tiles;
           plan.k_groups = k_groups;
           plan.splits = splits;
-          plan.lorc_pieces = own.lorc_pieces % splits == 0 ? own.lorc_pieces : kMaxLorcPieces;
+          plan.lorc_pieces = own.lorc_pieces;  // for which the workspace has room
+          if (LorcTiles(shape.ranks) * plan.lorc_pieces % splits != 0) continue;
           if (plan.warpgroups() > kMaxWarpgroups || plan.parts() > weights.slice_count()) continue;
           CompletePlan(shape, {}, blocks, 64, plan);
           const absl::StatusOr<int> resident = ResidentBlocks(plan, weights);

@@ -10,8 +10,8 @@ namespace {
 // A block of more than two row tiles has room for LoRC's factors of so many ranks each.
 constexpr int kRoomyRank = 32;
 
-// Of the two that share a multiprocessor: their smem minus the kilobyte that the system keeps of
-// each.
+// Of each of `blocks` that share a multiprocessor: without the kilobyte that the system keeps of
+// it.
 int SharedBytes(const Device& device, int blocks) {
   return std::min(device.shared_bytes / blocks - 1024, device.block_shared_bytes);
 }
@@ -57,8 +57,9 @@ int LorcPieces(const LinearShape& shape, const Device& device, int64_t blocks, i
 // before still runs would else crowd where it leaves room, some multiprocessors idle beside them.
 // Measured with few tokens, whose blocks wait longest (step_bench).
 bool KeepsBlocksApart(const LinearShape& shape, const Device& device, const DecodePlan& plan) {
-  return shape.overlaps && plan.token_tile <= 16 &&
-         CeilDiv(shape.row_tiles, plan.tiles) * plan.splits <= device.multiprocessors;
+  const int64_t lorc_blocks = int64_t{LorcTiles(shape.ranks)} * plan.lorc_pieces;
+  const int64_t blocks = CeilDiv(shape.row_tiles, plan.tiles) * plan.splits + lorc_blocks;
+  return shape.overlaps && plan.token_tile <= 16 && blocks <= device.multiprocessors;
 }
 
 // By races on an H200 (plan_race): blocks of several row tiles read fastest, for their slices lie

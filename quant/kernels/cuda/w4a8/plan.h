@@ -39,8 +39,8 @@ inline constexpr int kMaxWarpgroups = 4;
 // K is cut into `parts()` parts of equally many slices (the last may have fewer). A thread block
 // takes `tiles` row tiles and `k_groups` neighbouring parts, with a warpgroup for each tile and
 // part; `splits` blocks, a cluster, share the row tiles. Parts are added in the order of K, so sums
-// depend on the number of parts, which follows from rows and columns only, and neither on the
-// number of tokens nor on who takes which part.
+// depend on the number of parts, which follows from the weights only (rows, columns, kind, LoRC's
+// ranks), and neither on the number of tokens nor on who takes which part.
 struct DecodePlan {
   int token_tile = 0;   // 8, 16, 32 or 64 columns of the product
   int tiles = 0;        // row tiles of a block: 1 to 4

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <string>
 #include <tuple>
 
 namespace nibble::w4a8 {
@@ -9,6 +10,12 @@ namespace {
 
 LinearShape Shape(int64_t tokens, int64_t rows, int64_t cols) {
   return {.tokens = tokens, .row_tiles = CeilDiv(rows, kTileRows), .cols = cols};
+}
+
+LinearShape Corrected(LinearShape shape, int segments, int rank) {
+  shape.ranks = segments * rank;
+  shape.max_rank = rank;
+  return shape;
 }
 
 TEST(PlanDecode, KIsCutByTheShapeAndNeverByTheTokens) {
@@ -56,10 +63,13 @@ TEST(PlanDecode, BlocksOfAFewTokensThatOverlapHaveAMultiprocessorEach) {
       EXPECT_EQ(plan.lorc_blocks() % plan.splits, 0) << plan.ToString();
     }
   }
-  LinearShape many = Shape(1, 57344, 8192);  // more blocks than multiprocessors
-  const int bytes = PlanDecode(many).shared_bytes;
-  many.overlaps = true;
-  EXPECT_EQ(PlanDecode(many).shared_bytes, bytes);
+  // More blocks than multiprocessors, by weights alone or with LoRC's.
+  for (LinearShape many : {Shape(1, 57344, 8192), Corrected(Shape(1, 12288, 4096), 3, 32),
+                           Corrected(Shape(1, 2048, 2048), 1, 16)}) {
+    const std::string alone = PlanDecode(many).ToString();
+    many.overlaps = true;
+    EXPECT_EQ(PlanDecode(many).ToString(), alone);
+  }
 }
 
 // Warpgroups are apart by up to a slice, and a stage is always of the same part.
@@ -115,12 +125,6 @@ TEST(PlanDecode, WideBlocksThatLeaveNoMultiprocessorIdle) {
   EXPECT_EQ(division(Shape(17, 4096, 4096)), std::tuple(1, 2, 2));
 }
 
-LinearShape Corrected(LinearShape shape, int segments, int rank) {
-  shape.ranks = segments * rank;
-  shape.max_rank = rank;
-  return shape;
-}
-
 // Else some blocks of weights would wait for LoRC's to end.
 TEST(PlanDecode, LorcRunsBesideTheWeightsBlocks) {
   const int multiprocessors = Device{}.multiprocessors;
@@ -135,8 +139,10 @@ TEST(PlanDecode, LorcRunsBesideTheWeightsBlocks) {
     EXPECT_EQ(plan.lorc_pieces, pieces) << plan.ToString();
     EXPECT_LE(plan.blocks(), multiprocessors) << plan.ToString();
   }
-  // Where nothing helps, and where the blocks of two row tiles alone have room for the factors.
+  // As many as there may be, where nothing helps, and where the blocks of two row tiles alone have
+  // room for the factors.
   EXPECT_EQ(PlanDecode(Corrected(Shape(64, 8448, 4096), 1, 16)).lorc_pieces, kMaxLorcPieces);
+  EXPECT_EQ(PlanDecode(Corrected(Shape(64, 12288, 4096), 3, 32)).lorc_pieces, kMaxLorcPieces);
   EXPECT_EQ(PlanDecode(Corrected(Shape(64, 22016, 4096), 1, 64)).tiles, 2);
 }
 
