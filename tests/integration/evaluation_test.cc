@@ -26,10 +26,7 @@ class EvaluationTest : public ServingTest {
                         std::vector<v1::EvaluatePerplexityResponse>& messages) {
     grpc::ClientContext context;
     const auto reader = evaluation_->EvaluatePerplexity(&context, request);
-    for (v1::EvaluatePerplexityResponse message; reader->Read(&message);) {
-      messages.push_back(message);
-    }
-    return reader->Finish();
+    return ReadAll(*reader, messages);
   }
   static v1::ProfileActivationsRequest ProfileRequest(int window) {
     v1::ProfileActivationsRequest request;
@@ -43,10 +40,7 @@ class EvaluationTest : public ServingTest {
                        std::vector<v1::ProfileActivationsResponse>& messages) {
     grpc::ClientContext context;
     const auto reader = evaluation_->ProfileActivations(&context, request);
-    for (v1::ProfileActivationsResponse message; reader->Read(&message);) {
-      messages.push_back(message);
-    }
-    return reader->Finish();
+    return ReadAll(*reader, messages);
   }
 };
 
@@ -113,7 +107,7 @@ TEST_F(EvaluationTest, AnEvaluationIsTheMeanOfScoredPrompts) {
   const std::string text((std::istreambuf_iterator<char>(file)), {});
   double sum = 0;
   for (int window = 0; window < 2; ++window) {
-    v1::GenerateRequest score = Request(text.substr(static_cast<size_t>(window) * 700, 700), 0);
+    v1::GenerateRequest score = TinyRequest(text.substr(static_cast<size_t>(window) * 700, 700), 0);
     score.set_prompt_logprobs(0);
     for (const auto& message : Generate(score).messages) {
       for (const auto& logprob : message.prompt_logprobs()) sum -= logprob.logprob();

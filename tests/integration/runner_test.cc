@@ -18,6 +18,7 @@
 #include "tests/children.h"
 #include "tests/fixtures/tiny_llama.h"
 #include "tests/integration/daemon_process.h"
+#include "tests/integration/streams.h"
 #include "tests/temp_folder.h"
 
 namespace nibble {
@@ -51,14 +52,6 @@ class RunnerTest : public testing::Test {
     models_ = v1::ModelService::NewStub(channel);
   }
 
-  static v1::GenerateRequest Request(const std::string& text, int max_tokens) {
-    v1::GenerateRequest request;
-    request.set_model("tiny");
-    request.set_text(text);
-    request.set_max_tokens(max_tokens);
-    request.set_ignore_eos(true);
-    return request;
-  }
   // Calls `act` once the first token has come.
   Answer Generate(
       const v1::GenerateRequest& request, const std::function<void()>& act = [] {}) {
@@ -88,8 +81,8 @@ class RunnerTest : public testing::Test {
 };
 
 TEST_F(RunnerTest, AnswersAreThoseOfARunnerInline) {
-  v1::GenerateRequest greedy = Request("A runner by itself.", 100);
-  v1::GenerateRequest drawn = Request("A draw of luck?", 100);
+  v1::GenerateRequest greedy = TinyRequest("A runner by itself.", 100);
+  v1::GenerateRequest drawn = TinyRequest("A draw of luck?", 100);
   drawn.mutable_sampling()->set_temperature(1);
   drawn.mutable_sampling()->set_repetition_penalty(1.1F);
   drawn.mutable_sampling()->set_seed(5);
@@ -106,7 +99,7 @@ TEST_F(RunnerTest, AnswersAreThoseOfARunnerInline) {
 }
 
 TEST_F(RunnerTest, AKilledOneEndsAtMostItsStreamAndTheDaemonServesOn) {
-  v1::GenerateRequest request = Request("The cache of this prompt is lost on the way.", 400);
+  v1::GenerateRequest request = TinyRequest("The cache of this prompt is lost on the way.", 400);
   request.mutable_sampling()->set_temperature(1);
   request.mutable_sampling()->set_seed(3);
   const Answer whole = Generate(request);
@@ -151,11 +144,11 @@ TEST_F(RunnerTest, TheLoadersStatusIsTheCallers) {
   EXPECT_FALSE(told[0].ok());
   EXPECT_EQ(told[0].error_code(), told[1].error_code());
   EXPECT_EQ(told[0].error_message(), told[1].error_message());
-  EXPECT_EQ(Generate(Request("others", 5)).tokens.size(), 5u);
+  EXPECT_EQ(Generate(TinyRequest("others", 5)).tokens.size(), 5u);
 }
 
 TEST_F(RunnerTest, EndsWithADaemonThatIsKilled) {
-  EXPECT_EQ(Generate(Request("load", 1)).tokens.size(), 1u);
+  EXPECT_EQ(Generate(TinyRequest("load", 1)).tokens.size(), 1u);
   const std::vector<pid_t> runners = daemon_->runners();
   ASSERT_EQ(runners.size(), 1u);
   daemon_->Stop(SIGKILL);
@@ -163,7 +156,7 @@ TEST_F(RunnerTest, EndsWithADaemonThatIsKilled) {
 }
 
 TEST_F(RunnerTest, AnUnloadedModelsProcessIsGone) {
-  EXPECT_EQ(Generate(Request("load", 1)).tokens.size(), 1u);
+  EXPECT_EQ(Generate(TinyRequest("load", 1)).tokens.size(), 1u);
   ASSERT_EQ(daemon_->runners().size(), 1u);
   grpc::ClientContext context;
   v1::UnloadModelRequest unload;

@@ -18,6 +18,7 @@
 #include "nibble/v1/model.grpc.pb.h"
 #include "tests/fixtures/tiny_llama.h"
 #include "tests/integration/daemon_process.h"
+#include "tests/integration/streams.h"
 #include "tests/temp_folder.h"
 
 namespace nibble {
@@ -76,20 +77,11 @@ class ServingTest : public testing::Test {
     models_ = v1::ModelService::NewStub(channel_);
   }
 
-  static v1::GenerateRequest Request(const std::string& text, int max_tokens) {
-    v1::GenerateRequest request;
-    request.set_model("tiny");
-    request.set_text(text);
-    request.set_max_tokens(max_tokens);
-    request.set_ignore_eos(true);
-    return request;
-  }
   Answer Generate(const v1::GenerateRequest& request) {
     grpc::ClientContext context;
     const auto reader = inference_->Generate(&context, request);
     Answer answer;
-    for (v1::GenerateResponse message; reader->Read(&message);) answer.messages.push_back(message);
-    answer.status = reader->Finish();
+    answer.status = ReadAll(*reader, answer.messages);
     return answer;
   }
   void ExpectRefused(const v1::GenerateRequest& request, grpc::StatusCode code,

@@ -29,10 +29,10 @@ bool IsWholeUtf8(const std::string& text) {
 }
 
 TEST_F(ServingTest, GreedyTokensAreTheSameTwiceAndTheLastMessageHasTheUsage) {
-  const Answer first = Generate(Request("some text", 40));
+  const Answer first = Generate(TinyRequest("some text", 40));
   ASSERT_TRUE(first.status.ok()) << first.status.error_message();
   EXPECT_EQ(first.tokens().size(), 40u);
-  EXPECT_EQ(Generate(Request("some text", 40)).tokens(), first.tokens());
+  EXPECT_EQ(Generate(TinyRequest("some text", 40)).tokens(), first.tokens());
   EXPECT_EQ(first.messages.front().start().version(), 1);
   const v1::GenerateResponse& last = first.messages.back();
   EXPECT_EQ(last.finish_reason(), v1::FINISH_REASON_LENGTH);
@@ -44,7 +44,7 @@ TEST_F(ServingTest, GreedyTokensAreTheSameTwiceAndTheLastMessageHasTheUsage) {
 
 TEST_F(ServingTest, APromptThatWasSeenComesFromThePrefixCache) {
   // 100 tokens: six blocks of 16 are known afterwards.
-  const v1::GenerateRequest request = Request(std::string(100, 'q'), 8);
+  const v1::GenerateRequest request = TinyRequest(std::string(100, 'q'), 8);
   const Answer first = Generate(request);
   EXPECT_EQ(first.messages.back().usage().cached_prompt_tokens(), 0);
   const Answer second = Generate(request);
@@ -57,7 +57,7 @@ TEST_F(ServingTest, APromptThatWasSeenComesFromThePrefixCache) {
 TEST_F(ServingTest, ASeedDecidesTheTokensAndStreamsGetTheirOwn) {
   std::vector<v1::GenerateRequest> requests;
   for (int i = 0; i < 6; ++i) {
-    requests.push_back(Request(std::string(static_cast<size_t>(i * 7 + 1), 'p'), 30));
+    requests.push_back(TinyRequest(std::string(static_cast<size_t>(i * 7 + 1), 'p'), 30));
     requests.back().mutable_sampling()->set_temperature(1.5f);
     requests.back().mutable_sampling()->set_seed(static_cast<uint64_t>(i));
     if (i == 5) requests.back().set_n(2);
@@ -84,10 +84,10 @@ TEST_F(ServingTest, ASeedDecidesTheTokensAndStreamsGetTheirOwn) {
 }
 
 TEST_F(ServingTest, AStopStringEndsTheTextBeforeIt) {
-  const Answer whole = Generate(Request("stop here", 60));
+  const Answer whole = Generate(TinyRequest("stop here", 60));
   const std::string text = whole.text();
   ASSERT_GT(text.size(), 20u);
-  v1::GenerateRequest request = Request("stop here", 60);
+  v1::GenerateRequest request = TinyRequest("stop here", 60);
   // Three whole characters.
   std::vector<size_t> starts;
   for (size_t i = 0; i < text.size(); ++i) {
@@ -105,8 +105,8 @@ TEST_F(ServingTest, AStopStringEndsTheTextBeforeIt) {
 }
 
 TEST_F(ServingTest, AStopTokenEndsTheChoiceUnsent) {
-  const std::vector<int32_t> tokens = Generate(Request("token", 30)).tokens();
-  v1::GenerateRequest request = Request("token", 30);
+  const std::vector<int32_t> tokens = Generate(TinyRequest("token", 30)).tokens();
+  v1::GenerateRequest request = TinyRequest("token", 30);
   request.add_stop_token_ids(tokens[12]);
   const Answer stopped = Generate(request);
   const auto first = std::find(tokens.begin(), tokens.end(), tokens[12]);
@@ -115,7 +115,7 @@ TEST_F(ServingTest, AStopTokenEndsTheChoiceUnsent) {
 }
 
 TEST_F(ServingTest, LogprobsAreThoseOfTheGreedyChoice) {
-  v1::GenerateRequest request = Request("logprobs", 5);
+  v1::GenerateRequest request = TinyRequest("logprobs", 5);
   request.set_logprobs(2);
   request.set_prompt_logprobs(0);
   const Answer answer = Generate(request);
@@ -137,34 +137,34 @@ TEST_F(ServingTest, LogprobsAreThoseOfTheGreedyChoice) {
 }
 
 TEST_F(ServingTest, BadRequestsAreRefusedByField) {
-  ExpectRefused(Request(std::string(kContext + 1, 'x'), 0), grpc::StatusCode::INVALID_ARGUMENT,
+  ExpectRefused(TinyRequest(std::string(kContext + 1, 'x'), 0), grpc::StatusCode::INVALID_ARGUMENT,
                 "prompt: found 2049 tokens, expected at most 2048, the model's context");
-  ExpectRefused(Request("abc", kContext), grpc::StatusCode::INVALID_ARGUMENT,
+  ExpectRefused(TinyRequest("abc", kContext), grpc::StatusCode::INVALID_ARGUMENT,
                 "found 3 tokens with max_tokens 2048, expected at most 2048");
-  ExpectRefused(Request("", 3), grpc::StatusCode::INVALID_ARGUMENT,
+  ExpectRefused(TinyRequest("", 3), grpc::StatusCode::INVALID_ARGUMENT,
                 "prompt: found 0 tokens, expected 1 or more");
-  v1::GenerateRequest request = Request("a", 3);
+  v1::GenerateRequest request = TinyRequest("a", 3);
   request.mutable_sampling()->set_temperature(NAN);
   ExpectRefused(request, grpc::StatusCode::INVALID_ARGUMENT,
                 "sampling.temperature: found nan, expected 0 to 100");
-  request = Request("a", 3);
+  request = TinyRequest("a", 3);
   request.set_model("nobody");
   ExpectRefused(request, grpc::StatusCode::NOT_FOUND, "model: found \"nobody\"");
   request.set_model("../tiny");
   ExpectRefused(request, grpc::StatusCode::INVALID_ARGUMENT, "model: found \"../tiny\"");
-  request = Request("a", 3);
+  request = TinyRequest("a", 3);
   request.mutable_chat()->add_messages()->set_role("user");
   ExpectRefused(request, grpc::StatusCode::FAILED_PRECONDITION, "chat");
-  request = Request("a", 3);
+  request = TinyRequest("a", 3);
   request.mutable_token_ids()->add_ids(256);
   ExpectRefused(request, grpc::StatusCode::INVALID_ARGUMENT, "found token id 256");
 }
 
 TEST_F(ServingTest, ValuesOutsideTheApiAreRefusedAndTheRestIsNamed) {
-  v1::GenerateRequest generate = Request("a", 3);
+  v1::GenerateRequest generate = TinyRequest("a", 3);
   generate.add_stop_token_ids(256);
   ExpectRefused(generate, grpc::StatusCode::INVALID_ARGUMENT, "stop_token_ids: found 256");
-  EXPECT_NE(Generate(Request("a", 1)).messages.front().start().request_id(), "");
+  EXPECT_NE(Generate(TinyRequest("a", 1)).messages.front().start().request_id(), "");
   v1::ListModelsResponse list;
   const auto refuse = [&](const v1::ListModelsRequest& request, const std::string& words) {
     grpc::ClientContext context;
@@ -235,7 +235,7 @@ TEST_F(ServingTest, ARequestLongerThanTheCacheIsRefusedAndAnUnlimitedOneFitsIt) 
       std::vector<std::string>{"--kv-bytes", "1048576", "--serve-threads", "1"});
   inference_ = v1::InferenceService::NewStub(
       grpc::CreateChannel(daemon_->grpc_address(), grpc::InsecureChannelCredentials()));
-  v1::GenerateRequest request = Request("some text", 1016);
+  v1::GenerateRequest request = TinyRequest("some text", 1016);
   request.set_model("wide");
   ExpectRefused(request, grpc::StatusCode::RESOURCE_EXHAUSTED,
                 "KV cache: found 64 blocks, expected at least 65");
@@ -245,7 +245,7 @@ TEST_F(ServingTest, ARequestLongerThanTheCacheIsRefusedAndAnUnlimitedOneFitsIt) 
 
 TEST_F(ServingTest, ACancelledStreamFreesItsBlocks) {
   grpc::ClientContext context;
-  const auto reader = inference_->Generate(&context, Request("cancel", 2000));
+  const auto reader = inference_->Generate(&context, TinyRequest("cancel", 2000));
   v1::GenerateResponse message;
   while (message.token_ids().empty()) ASSERT_TRUE(reader->Read(&message));
   context.TryCancel();
@@ -256,11 +256,11 @@ TEST_F(ServingTest, ACancelledStreamFreesItsBlocks) {
 }
 
 TEST_F(ServingTest, ASlowReaderHoldsUpNobodyAndGetsEverything) {
-  v1::GenerateRequest slow = Request("slow", 2000);
+  v1::GenerateRequest slow = TinyRequest("slow", 2000);
   slow.set_logprobs(20);
   grpc::ClientContext context;
   const auto reader = inference_->Generate(&context, slow);
-  const Answer other = Generate(Request("quick", 50));
+  const Answer other = Generate(TinyRequest("quick", 50));
   EXPECT_EQ(other.tokens().size(), 50u);
   Answer late;
   for (v1::GenerateResponse message; reader->Read(&message);) late.messages.push_back(message);
@@ -271,12 +271,12 @@ TEST_F(ServingTest, ASlowReaderHoldsUpNobodyAndGetsEverything) {
 TEST_F(ServingTest, PassedDeadlinesEndTheStreamAndFreeItsBlocks) {
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(50));
-  const auto reader = inference_->Generate(&context, Request("late", 2000));
+  const auto reader = inference_->Generate(&context, TinyRequest("late", 2000));
   for (v1::GenerateResponse message; reader->Read(&message);) {
   }
   EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
   // The model may have been loaded after the deadline, or not at all.
-  EXPECT_EQ(Generate(Request("next", 5)).tokens().size(), 5u);
+  EXPECT_EQ(Generate(TinyRequest("next", 5)).tokens().size(), 5u);
   AwaitMetric("nibble_kv_blocks_used{model=\"tiny\"} 0\n");
 }
 
