@@ -18,6 +18,11 @@ constexpr int64_t kHugePageBytes = int64_t{2} << 20;
 
 int64_t RoundUp(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
+// Of a row's group in [panels, groups, 16].
+int64_t ScalePlace(int64_t row, int64_t group, int64_t groups) {
+  return (row / kPanelRows * groups + group) * kPanelRows + row % kPanelRows;
+}
+
 // A bf16 number whose products with a rounded activation, 2^-16 or more, and whatever these sum up
 // to are never subnormal: tile.h.
 bool IsBFloat16(float value) {
@@ -71,7 +76,7 @@ ArrangedMatrix ArrangedMatrix::FromQuantized(const QuantizedMatrix& matrix, Isa 
     const std::vector<uint8_t> codes = UnpackCodes(spec.format, packed, matrix.cols);
     if (m2) out.scales_[row] = matrix.row_scale[row];
     for (int64_t g = 0; g < groups; ++g) {
-      const int64_t place = (row / kPanelRows * groups + g) * kPanelRows + row % kPanelRows;
+      const int64_t place = ScalePlace(row, g, groups);
       if (m2) {
         out.exponents_[place] = static_cast<int8_t>(-matrix.GroupOffsetAt(row, g));
       } else {
@@ -135,8 +140,7 @@ void ArrangedMatrix::Row(int64_t row, absl::Span<float> out) const {
   if (scales_.empty()) return;
   const int64_t groups = (padded_cols() + group_ - 1) / group_;
   for (int64_t col = 0; col < cols_; ++col) {
-    const int64_t place =
-        (row / kPanelRows * groups + col / group_) * kPanelRows + row % kPanelRows;
+    const int64_t place = ScalePlace(row, col / group_, groups);
     out[col] *=
         exponents_.empty() ? scales_[place] : scales_[row] * number::PowerOfTwo(exponents_[place]);
   }
