@@ -1,8 +1,10 @@
 // Decode attention reads every key and value once and does little with them: what counts is to have
-// many of them under way. A block has one tile of 8 or 16 rows (TileRows) and one
-// chunk of keys. Each of its warps goes through pages of its own, four apart, through a ring of
-// copies of its own, waits for no other warp, and keeps its own softmax; the four are merged at the
-// end. Keys and values are the tensor cores' A, so that a page of 16 keys is one of its heights:
+// many of them under way. The pages of a chunk of keys make four parts, every fourth page each; a
+// part has a softmax of its own, and the four are merged at the end. For a tile of 8 or 16 rows
+// (TileRows), a block's four warps take a part each, or, where there is work enough, a head each
+// and its parts one after the other: the same sums from a quarter of the blocks. A warp fetches its
+// pages through a ring of its own and waits for no other.
+// Keys and values are the tensor cores' A, so that a page of 16 keys is one of its heights:
 //   scores[key][row] = K[key][dim] q[row][dim]^T,  out[dim][row] = V[key][dim]^T p[key][row]
 // Pages of earlier steps are fetched before the kernels queued earlier have ended.
 #include <cmath>
@@ -17,6 +19,8 @@ namespace nibble {
 namespace {
 
 constexpr int kWarps = 4;
+constexpr int kParts = 4;  // of a chunk's pages
+constexpr int kMultiprocessors = 132;
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kNone = -1e30f;  // below every score
 
@@ -80,12 +84,12 @@ class PageRing {
  public:
   static constexpr int kStages = Page::kWarpBytes / (2 * Page::kBytes);
 
-  __device__ PageRing(const DecodeShape& shape, const Work& work, uint32_t base)
-      : shape_(shape), work_(work), base_(base) {}
+  __device__ PageRing(const DecodeShape& shape, const Work& work, int head, uint32_t base)
+      : shape_(shape), work_(work), head_(head), base_(base) {}
 
-  // Page `page` of the chunk into `stage`, keys and values; nothing beyond the last.
+  // Page `page` of the chunk into `stage`, keys and values; nothing below 0.
   __device__ void Fetch(int page, int stage) const {
-    if (page < work_.page_count()) {
+    if (page >= 0) {
       const int64_t slot = int64_t{work_.pages[page]} * kPageKeys;
       const int there = work_.last_key - work_.first_key - page * kPageKeys;
       constexpr int kPieces = Page::kPieces;  // of 16 bytes, of a row
@@ -94,7 +98,7 @@ class PageRing {
         const int at = i * 32 + Lane();
         const int row = at / kPieces;
         const int piece = at % kPieces;
-        const int64_t from = (((slot + row) * shape_.kv_heads + blockIdx.x) * kPieces + piece) * 16;
+        const int64_t from = (((slot + row) * shape_.kv_heads + head_) * kPieces + piece) * 16;
         CopyAsync16(K(stage) + Page::KeyPlace(row, piece), shape_.k + from, row < there);
         CopyAsync16(V(stage) + Page::ValuePlace(row, piece), shape_.v + from, row < there);
       }
@@ -107,7 +111,25 @@ class PageRing {
  private:
   const DecodeShape& shape_;
   const Work& work_;
+  const int head_;
   const uint32_t base_;
+};
+
+// A warp's pages in its order: those of its parts, one after the other.
+struct PageOrder {
+  int part;
+  int end;    // of its parts
+  int count;  // pages of the chunk
+  int page;   // -1: none is left
+
+  __device__ PageOrder(int first, int parts, int pages)
+      : part(first), end(first + parts), count(pages), page(first < pages ? first : -1) {}
+  __device__ void Next() {
+    if (page < 0) return;
+    page += kParts;
+    if (page < count) return;
+    page = ++part < min(end, count) ? part : -1;
+  }
 };
 
 template <class Number>
@@ -128,13 +150,22 @@ class WarpAttention {
   using Number = typename Page::Number;
   static constexpr int kSteps = kDim / 16;
 
-  __device__ WarpAttention() {
+  // No keys seen.
+  __device__ void Clear() {
 #pragma unroll
-    for (auto& of_tile : largest_) of_tile[0] = of_tile[1] = kNone;
+    for (int t = 0; t < kColumnTiles; ++t) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        largest_[t][i] = kNone;
+        weight_[t][i] = 0;
+      }
+#pragma unroll
+      for (auto& sums : out_[t]) sums[0] = sums[1] = sums[2] = sums[3] = 0;
+    }
   }
 
   // After the queries are there.
-  __device__ void LoadQueries(const DecodeShape& shape, const Work& work) {
+  __device__ void LoadQueries(const DecodeShape& shape, const Work& work, int kv_head) {
     const int heads = shape.group * shape.kv_heads;
 #pragma unroll
     for (int t = 0; t < kColumnTiles; ++t) {
@@ -142,7 +173,7 @@ class WarpAttention {
       const int of_sequence = work.tile * shape.tile_rows + row;
       const bool there = work.HasRow(shape, row);
       const int64_t token = work.first_token + (there ? of_sequence / shape.group : 0);
-      const int head = static_cast<int>(blockIdx.x) * shape.group + of_sequence % shape.group;
+      const int head = kv_head * shape.group + of_sequence % shape.group;
       const __nv_bfloat16* q = shape.q + (token * heads + (there ? head : 0)) * kDim;
 #pragma unroll
       for (int s = 0; s < kSteps; ++s) {
@@ -182,9 +213,9 @@ class WarpAttention {
     }
   }
 
-  // Leaves, for each row of the tile, its sums, its largest score and its weight at `merge`:
-  // [row][kDim + 2] f32.
-  __device__ void Store(float* merge) {
+  // Leaves, for each of the tile's first `rows` rows, its sums, its largest score and its weight at
+  // `merge`: [row][kDim + 2] f32.
+  __device__ void Store(float* merge, int rows) {
 #pragma unroll
     for (int t = 0; t < kColumnTiles; ++t) {
 #pragma unroll
@@ -193,7 +224,9 @@ class WarpAttention {
         for (int apart = 4; apart < 32; apart *= 2) {
           weight += __shfl_xor_sync(0xffffffffu, weight, apart);
         }
-        float* row = merge + (t * 8 + lane_ % 4 * 2 + i) * (kDim + 2);
+        const int at = t * 8 + lane_ % 4 * 2 + i;
+        if (at >= rows) continue;
+        float* row = merge + at * (kDim + 2);
 #pragma unroll
         for (int d = 0; d < kSteps; ++d) {
           row[Page::SumDim(d, 0)] = out_[t][d][i];
@@ -248,98 +281,151 @@ class WarpAttention {
   uint32_t q_[kColumnTiles][kSteps][2];
   int seen_[kColumnTiles][2];
   float largest_[kColumnTiles][2];
-  float weight_[kColumnTiles][2] = {};  // of this lane's keys
-  float out_[kColumnTiles][kSteps][4] = {};
+  float weight_[kColumnTiles][2];  // of this lane's keys
+  float out_[kColumnTiles][kSteps][4];
 };
 
-// Writes the partial result of the tile's rows from what the warps have stored.
-template <int kDim, int kTileRows>
-__device__ void WritePartials(const DecodeShape& shape, const Work& work, const float* merge) {
-  constexpr int kPitch = kDim + 2;
+// Where the parts' results of one head lie: the last part's in the place of a ring that has been
+// read, as all are where a block has one head.
+struct MergePlace {
+  float* first;
+  float* last;
+  int pitch;  // floats from part to part
+
+  __device__ float* Of(int part) const { return part == kParts - 1 ? last : first + part * pitch; }
+};
+
+// Writes the partial result of the tile's first `rows` rows from what is stored of the parts, by
+// `threads` threads.
+template <int kDim>
+__device__ void WritePartials(const DecodeShape& shape, const Work& work, int kv_head,
+                              const MergePlace& merge, int rows, int thread, int threads) {
   const int chunks = (work.length + work.keys - 1) / work.keys;
   const int heads = shape.group * shape.kv_heads;
-  for (int row = 0; row < kTileRows && work.HasRow(shape, row); ++row) {
+  const int parts = min(kParts, work.page_count());
+  for (int row = 0; row < rows && work.HasRow(shape, row); ++row) {
     const int of_sequence = work.tile * shape.tile_rows + row;
     const int64_t partial =
         shape.sequence_partial[work.sequence] + of_sequence / shape.group * chunks + work.chunk;
-    const int64_t at = partial * heads + blockIdx.x * shape.group + of_sequence % shape.group;
+    const int64_t at = partial * heads + kv_head * shape.group + of_sequence % shape.group;
+    const float* of_part[kParts];
+    float share[kParts];
     float largest = kNone;
-    for (int w = 0; w < kWarps; ++w) {
-      largest = fmaxf(largest, merge[(w * kTileRows + row) * kPitch + kDim]);
+#pragma unroll
+    for (int p = 0; p < kParts; ++p) {
+      of_part[p] = merge.Of(p) + row * (kDim + 2);
+      if (p < parts) largest = fmaxf(largest, of_part[p][kDim]);
     }
     float weight = 0;
-    float value = 0;
-    const int column = static_cast<int>(threadIdx.x);
-    for (int w = 0; w < kWarps; ++w) {
-      const float* of_warp = merge + (w * kTileRows + row) * kPitch;
-      const float share = exp2f(of_warp[kDim] - largest);
-      weight += share * of_warp[kDim + 1];
-      if (column < kDim) value += share * of_warp[column];
+#pragma unroll
+    for (int p = 0; p < kParts; ++p) {
+      share[p] = p < parts ? exp2f(of_part[p][kDim] - largest) : 0;
+      if (p < parts) weight += share[p] * of_part[p][kDim + 1];
     }
-    if (column < kDim) {
+    for (int column = thread; column < kDim; column += threads) {
+      float value = 0;
+#pragma unroll
+      for (int p = 0; p < kParts; ++p) {
+        if (p < parts) value += share[p] * of_part[p][column];
+      }
       shape.values[at * kDim + column] = weight > 0 ? value / weight * shape.value_scale : 0;
     }
-    if (column == 0) shape.log_sums[at] = weight > 0 ? largest + log2f(weight) : -INFINITY;
+    if (thread == 0) shape.log_sums[at] = weight > 0 ? largest + log2f(weight) : -INFINITY;
   }
 }
 
-template <class Page, int kDim, int kColumnTiles>
+// Floats that a warp of a block of several heads keeps of its head's parts but the last.
+__host__ __device__ constexpr int KeptFloats(int dim, int group) {
+  return (kParts - 1) * group * (dim + 2);
+}
+
+// Grid [kv_heads / kHeads, work].
+template <class Page, int kDim, int kColumnTiles, int kHeads>
 __global__ void __launch_bounds__(kWarps * 32, kColumnTiles == 1 ? Page::kBlocks : 3)
     DecodeAttentionKernel(const __grid_constant__ DecodeShape shape) {
+  static_assert(kHeads == 1 || (kHeads == kWarps && kColumnTiles == 1));
   using Pages = PageRing<Page>;
   extern __shared__ __align__(128) uint8_t shared[];
   LetNextKernelStart();
   if (shape.work_valid[blockIdx.y] == 0) return;
   const Work work(shape);
   const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int head = static_cast<int>(blockIdx.x) * kHeads + (kHeads > 1 ? warp : 0);
   const uint32_t base = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  const Pages ring(shape, work, base + warp * Page::kWarpBytes);
+  const Pages ring(shape, work, head, base + warp * Page::kWarpBytes);
+  constexpr int kWarpParts = kHeads > 1 ? kParts : 1;
+  const int first_part = kHeads > 1 ? 0 : warp;
   // Keys of this step's tokens come from the kernel before.
   const int old_pages = max(work.length - work.queries - work.first_key, 0) / kPageKeys;
+  PageOrder order(first_part, kWarpParts, work.page_count());
   int fetched = 0;
-  for (; fetched < Pages::kStages && warp + fetched * kWarps < old_pages; ++fetched) {
-    ring.Fetch(warp + fetched * kWarps, fetched);
+  for (; fetched < Pages::kStages && order.page < old_pages; ++fetched, order.Next()) {
+    ring.Fetch(order.page, fetched);
   }
   WaitForEarlierKernels();
-  for (; fetched < Pages::kStages; ++fetched) ring.Fetch(warp + fetched * kWarps, fetched);
+  for (; fetched < Pages::kStages; ++fetched, order.Next()) ring.Fetch(order.page, fetched);
 
+  float* floats = reinterpret_cast<float*>(shared);
+  const int rows = kHeads > 1 ? shape.group : kColumnTiles * 8;
+  const int pitch = rows * (kDim + 2);
+  float* rings_end = floats + kWarps * Page::kWarpBytes / 4;
+  const MergePlace merge = kHeads > 1 ? MergePlace{rings_end + warp * KeptFloats(kDim, shape.group),
+                                                   floats + warp * Page::kWarpBytes / 4, pitch}
+                                      : MergePlace{floats, floats + (kParts - 1) * pitch, pitch};
   WarpAttention<Page, kDim, kColumnTiles> attention;
-  attention.LoadQueries(shape, work);
+  attention.LoadQueries(shape, work, head);
   int stage = 0;
-  for (int page = warp; page < work.page_count(); page += kWarps) {
-    AwaitCopies<Pages::kStages - 1>();
-    __syncwarp();
-    attention.AddPage(ring.K(stage), ring.V(stage), work.first_key + page * kPageKeys,
-                      shape.score_scale);
-    __syncwarp();
-    ring.Fetch(page + Pages::kStages * kWarps, stage);
-    stage = stage + 1 == Pages::kStages ? 0 : stage + 1;
+  for (int part = first_part; part < first_part + kWarpParts; ++part) {
+    attention.Clear();
+    for (int page = part; page < work.page_count(); page += kParts) {
+      AwaitCopies<Pages::kStages - 1>();
+      __syncwarp();
+      attention.AddPage(ring.K(stage), ring.V(stage), work.first_key + page * kPageKeys,
+                        shape.score_scale);
+      __syncwarp();
+      ring.Fetch(order.page, stage);
+      order.Next();
+      stage = stage + 1 == Pages::kStages ? 0 : stage + 1;
+    }
+    if (part == first_part + kWarpParts - 1) {
+      AwaitCopies<0>();
+      if constexpr (kHeads == 1) __syncthreads();  // the rings become the place of merging
+    }
+    attention.Store(merge.Of(part), rows);
   }
-  AwaitCopies<0>();
-  __syncthreads();  // the rings become the place of merging
-  float* merge = reinterpret_cast<float*>(shared);
-  attention.Store(merge + warp * kColumnTiles * 8 * (kDim + 2));
-  __syncthreads();
-  WritePartials<kDim, kColumnTiles * 8>(shape, work, merge);
+  if constexpr (kHeads == 1) {
+    __syncthreads();
+    WritePartials<kDim>(shape, work, head, merge, rows, static_cast<int>(threadIdx.x), kWarps * 32);
+  } else {
+    __syncwarp();
+    WritePartials<kDim>(shape, work, head, merge, rows, Lane(), 32);
+  }
 }
 
-template <class Page, int kDim, int kColumnTiles>
-absl::Status LaunchTiles(const DecodeShape& shape, int work, cudaStream_t stream) {
-  const auto kernel = DecodeAttentionKernel<Page, kDim, kColumnTiles>;
-  constexpr int kShared = kWarps * Page::kWarpBytes;
-  static_assert(kShared >= kWarps * kColumnTiles * 8 * (kDim + 2) * 4);  // for merging
+template <class Page, int kDim, int kColumnTiles, int kHeads>
+absl::Status LaunchHeads(const DecodeShape& shape, int work, cudaStream_t stream) {
+  const auto kernel = DecodeAttentionKernel<Page, kDim, kColumnTiles, kHeads>;
+  constexpr int kRings = kWarps * Page::kWarpBytes;
+  static_assert(kRings >= kParts * kColumnTiles * 8 * (kDim + 2) * 4);  // for merging
+  const int kept = kHeads > 1 ? kHeads * KeptFloats(kDim, shape.group) * 4 : 0;
+  const int shared = kRings + kept;
   NIBBLE_RETURN_IF_ERROR(
-      CheckCuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
+      CheckCuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
                 "decode attention's shared memory"));
-  return LaunchOverlapped("DecodeAttention", kernel,
-                          dim3(static_cast<unsigned>(shape.kv_heads), static_cast<unsigned>(work)),
-                          dim3(kWarps * 32), kShared, stream, shape);
+  return LaunchOverlapped(
+      "DecodeAttention", kernel,
+      dim3(static_cast<unsigned>(shape.kv_heads / kHeads), static_cast<unsigned>(work)),
+      dim3(kWarps * 32), shared, stream, shape);
 }
 
+// One head a warp where that leaves every multiprocessor two blocks.
 template <class Page, int kDim>
 absl::Status LaunchDecode(const DecodeShape& shape, int work, cudaStream_t stream) {
-  return shape.tile_rows == 8 ? LaunchTiles<Page, kDim, 1>(shape, work, stream)
-                              : LaunchTiles<Page, kDim, 2>(shape, work, stream);
+  if (shape.tile_rows > 8) return LaunchHeads<Page, kDim, 2, 1>(shape, work, stream);
+  const bool plenty = shape.kv_heads % kWarps == 0 &&
+                      int64_t{shape.kv_heads / kWarps} * work >= 2 * kMultiprocessors;
+  return plenty ? LaunchHeads<Page, kDim, 1, kWarps>(shape, work, stream)
+                : LaunchHeads<Page, kDim, 1, 1>(shape, work, stream);
 }
 
 }  // namespace

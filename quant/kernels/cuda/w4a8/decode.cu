@@ -95,6 +95,9 @@ absl::Status LaunchDecode(const DecodePlan& plan, const PreparedLinear& weights,
   DecodeArguments args;
   NIBBLE_ASSIGN_OR_RETURN(
       args.x, MakeActivationMap(call.x, call.x_pitch, weights.cols, call.tokens, plan.token_tile));
+  args.x_rows = call.x;
+  args.x_pitch = call.x_pitch;
+  args.cols = static_cast<int>(weights.cols);
   args.weights = weights;
   args.plan = plan;
   args.shared = DecodeSharedMemory(plan, ShapeOf(weights, call.tokens));

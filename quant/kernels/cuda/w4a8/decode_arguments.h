@@ -22,7 +22,10 @@ struct LorcWorkspace {
 };
 
 struct DecodeArguments {
-  CUtensorMap x;  // boxes of one slice x token tile
+  CUtensorMap x;                    // boxes of one slice x token tile
+  const uint8_t* x_rows = nullptr;  // the same, plainly
+  int64_t x_pitch = 0;
+  int cols = 0;
   PreparedLinear weights;
   DecodePlan plan;
   DecodeShared shared;

@@ -141,64 +141,121 @@ __device__ __forceinline__ void StoreSums(const Sums<kTokens>& sums, uint32_t to
   }
 }
 
-// y of four neighbouring rows of a row tile, `row` the first in the tile, for one token.
-__device__ __forceinline__ void StoreOutputs(const DecodeArguments& args, const RowTile& place,
-                                             int row, int token, const float (&v)[4]) {
-  const int64_t at = int64_t{token} * args.weights.rows + place.first_col + row;
-  const bool whole = row + 4 <= place.rows && at % 4 == 0;
+// A thread's share of the block's part of y: four neighbouring rows of every `step`th token.
+struct OutputShare {
+  int row;    // the first of the four, in the block's row tiles
+  int token;  // the first
+  int step;
+  int col = 0;   // of `row` in y
+  int rows = 0;  // of the four that exist
+
+  __device__ OutputShare(const DecodeArguments& args, const DecodeBlock& block) {
+    const int thread = static_cast<int>(threadIdx.x);
+    const int quads = args.plan.tiles * kTileRows / 4 / args.plan.splits;
+    row = (block.split * quads + thread % quads) * 4;
+    token = thread / quads;
+    step = args.plan.warpgroups() * 128 / quads;
+    if (row >= block.tiles * kTileRows) return;
+    const RowTile place = Locate(args.weights.segments, block.first_tile + row / kTileRows);
+    col = place.first_col + row % kTileRows;
+    rows = min(max(place.rows - row % kTileRows, 0), 4);
+  }
+};
+
+// y of the share's rows for one token.
+__device__ __forceinline__ void StoreOutputs(const DecodeArguments& args, const OutputShare& share,
+                                             int token, const float4& v) {
+  const int64_t at = int64_t{token} * args.weights.rows + share.col;
+  const bool whole = share.rows == 4 && at % 4 == 0;
   if (args.y_f32 != nullptr) {
     if (whole) {
-      *reinterpret_cast<float4*>(args.y_f32 + at) = {v[0], v[1], v[2], v[3]};
+      *reinterpret_cast<float4*>(args.y_f32 + at) = v;
     } else {
+      const float values[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        if (row + i < place.rows) args.y_f32[at + i] = v[i];
+        if (i < share.rows) args.y_f32[at + i] = values[i];
       }
     }
     return;
   }
-  __nv_bfloat162 pairs[2] = {__floats2bfloat162_rn(v[0], v[1]), __floats2bfloat162_rn(v[2], v[3])};
+  const __nv_bfloat162 pairs[2] = {__floats2bfloat162_rn(v.x, v.y),
+                                   __floats2bfloat162_rn(v.z, v.w)};
   if (whole) {
     *reinterpret_cast<uint2*>(args.y + at) = *reinterpret_cast<const uint2*>(pairs);
   } else {
     const __nv_bfloat16 halves[4] = {pairs[0].x, pairs[0].y, pairs[1].x, pairs[1].y};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      if (row + i < place.rows) args.y[at + i] = halves[i];
+      if (i < share.rows) args.y[at + i] = halves[i];
     }
   }
 }
 
-// Adds the parts' sums of this block's share of the rows, in the order of K, and writes y.
+// Adds the parts' sums of the share in the order of K, the loads of kParts parts and all tokens
+// under way at once, and writes y. The share's step is 8 tokens a part, hence kCount.
+template <int kTokens, int kParts>
+__device__ __forceinline__ void WriteShare(const DecodeArguments& args, const OutputShare& share,
+                                           const DecodeSmall& small, uint32_t sums) {
+  constexpr int kCount = kTokens / 8 > kParts ? kTokens / 8 / kParts : 1;
+  const DecodePlan& plan = args.plan;
+  const int pitch = SumPitch(plan.tiles);
+  float4 v[kCount] = {};
+  float scale[kCount];
+  for (int first = 0; first < plan.parts(); first += kParts) {
+    float4 p[kCount][kParts] = {};
+#pragma unroll
+    for (int t = 0; t < kCount; ++t) {
+      const int token = share.token + t * share.step;
+      if (token >= args.tokens) break;
+      scale[t] = __uint_as_float(SharedLoad4(small.x_scale + token * 4));
+#pragma unroll
+      for (int i = 0; i < kParts; ++i) {
+        const int part = first + i;
+        const uint32_t at =
+            sums + ((part % plan.k_groups * kTokens + token) * pitch + share.row) * 4;
+        p[t][i] = plan.splits == 1 ? AsFloats(SharedLoad16(at))
+                                   : ClusterLoad16(ClusterAddress(at, part / plan.k_groups));
+      }
+    }
+#pragma unroll
+    for (int t = 0; t < kCount; ++t) {
+#pragma unroll
+      for (int i = 0; i < kParts; ++i) {
+        v[t] = {v[t].x + p[t][i].x, v[t].y + p[t][i].y, v[t].z + p[t][i].z, v[t].w + p[t][i].w};
+      }
+    }
+  }
+  float4 bias = {};
+  if (args.weights.bias != nullptr) {
+    const uint2 pairs = SharedLoad8(small.bias + share.row * 2);
+    bias = {__uint_as_float(pairs.x << 16), __uint_as_float(pairs.x & 0xffff0000u),
+            __uint_as_float(pairs.y << 16), __uint_as_float(pairs.y & 0xffff0000u)};
+  }
+#pragma unroll
+  for (int t = 0; t < kCount; ++t) {
+    const int token = share.token + t * share.step;
+    if (token >= args.tokens) break;
+    StoreOutputs(args, share, token,
+                 {v[t].x * scale[t] + bias.x, v[t].y * scale[t] + bias.y,
+                  v[t].z * scale[t] + bias.z, v[t].w * scale[t] + bias.w});
+  }
+}
+
 template <int kTokens>
 __device__ __forceinline__ void WriteOutputs(const DecodeArguments& args, const DecodeBlock& block,
                                              const DecodeSmall& small, uint32_t sums) {
-  const DecodePlan& plan = args.plan;
-  const int pitch = SumPitch(plan.tiles);
-  const int share = plan.tiles * kTileRows / plan.splits;
-  const int quads = share / 4;
-  for (int i = static_cast<int>(threadIdx.x); i < args.tokens * quads;
-       i += plan.warpgroups() * 128) {
-    const int token = i / quads;
-    const int row = block.split * share + i % quads * 4;
-    if (row >= block.tiles * kTileRows) continue;
-    float4 v = {};
-    for (int part = 0; part < plan.parts(); ++part) {
-      const uint32_t at = sums + ((part % plan.k_groups * kTokens + token) * pitch + row) * 4;
-      const float4 p = ClusterLoad16(ClusterAddress(at, part / plan.k_groups));
-      v = {v.x + p.x, v.y + p.y, v.z + p.z, v.w + p.w};
-    }
-    const float scale = __uint_as_float(SharedLoad4(small.x_scale + token * 4));
-    float out[4] = {v.x * scale, v.y * scale, v.z * scale, v.w * scale};
-    if (args.weights.bias != nullptr) {
-      const uint2 bias = SharedLoad8(small.bias + row * 2);
-      out[0] += __uint_as_float(bias.x << 16);
-      out[1] += __uint_as_float(bias.x & 0xffff0000u);
-      out[2] += __uint_as_float(bias.y << 16);
-      out[3] += __uint_as_float(bias.y & 0xffff0000u);
-    }
-    const RowTile place = Locate(args.weights.segments, block.first_tile + row / kTileRows);
-    StoreOutputs(args, place, row % kTileRows, token, out);
+  const OutputShare share(args, block);
+  if (share.rows == 0) return;
+  switch (args.plan.parts()) {
+    case 1:
+      return WriteShare<kTokens, 1>(args, share, small, sums);
+    case 2:
+      return WriteShare<kTokens, 2>(args, share, small, sums);
+    case 4:
+      return WriteShare<kTokens, 4>(args, share, small, sums);
+    default:  // as many at once as registers hold
+      return WriteShare<kTokens, (kTokens > 16 ? 8 : 4)>(args, share, small, sums);
   }
 }
 
@@ -282,10 +339,15 @@ __device__ __forceinline__ void Decode(const DecodeArguments& args) {
 
   if (loads) {
     Load(args, block, small, producer, lorc, lane);
-  } else if (lorc) {
-    MultiplyLorcPiece<kTokens>(args, stream, ring, small.side);
   } else {
-    MultiplyTile<kKind, kGroups, kTokens>(args, block, stream, ring, small, base);
+    const int threads = plan.warpgroups() * 128;
+    FetchFirstX(args, stream, ring, static_cast<int>(threadIdx.x), threads);
+    NamedBarrier(kWarpgroupsBarrier, threads);
+    if (lorc) {
+      MultiplyLorcPiece<kTokens>(args, stream, ring, small.side);
+    } else {
+      MultiplyTile<kKind, kGroups, kTokens>(args, block, stream, ring, small, base);
+    }
   }
   if (lorc) return;
 

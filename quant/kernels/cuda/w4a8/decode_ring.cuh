@@ -64,8 +64,9 @@ struct SliceStream {
   }
 };
 
-// Fills the ring, by one thread. Weights first, as far as the ring reaches; `Prologue` then returns
-// and x follows once earlier grids have ended.
+// Fills the ring, by one thread: in `Prologue` weights as far as the ring reaches, whose x
+// FetchFirstX brings, and in `Run` weights and x of all later rounds, once earlier grids have
+// ended.
 class Producer {
  public:
   __device__ Producer(const SliceStream& stream, const Ring& ring, const CUtensorMap* x)
@@ -73,19 +74,18 @@ class Producer {
 
   __device__ void Prologue() {
     const int filled = min(ring_.stages, stream_.Count());
-    for (int i = 0; i < filled; ++i) LoadWeights(i % stream_.parts, i / stream_.parts, i);
+    for (int i = 0; i < filled; ++i) LoadWeights(i % stream_.parts, i / stream_.parts, i, 0);
   }
 
   __device__ void Run() {
     const int count = stream_.Count();
     const int filled = min(ring_.stages, count);
-    for (int i = 0; i < filled; ++i) LoadX(i % stream_.parts, i / stream_.parts, i);
     int part = filled % stream_.parts;
     int step = filled / stream_.parts;
     RingPlace place;
     for (int i = filled; i < count; ++i) {
       BarrierWait(ring_.Empty(place.stage), place.round);
-      LoadWeights(part, step, place.stage);
+      LoadWeights(part, step, place.stage, ring_.x_bytes);
       LoadX(part, step, place.stage);
       place.Advance(1, ring_.stages);
       if (++part == stream_.parts) {
@@ -96,11 +96,12 @@ class Producer {
   }
 
  private:
-  __device__ void LoadWeights(int part, int step, int stage) const {
+  // The stage is full with these and `x_bytes` of x.
+  __device__ void LoadWeights(int part, int step, int stage, int x_bytes) const {
     const int slice = stream_.SliceOf(step, part);
     if (slice < 0) return BarrierArrive(ring_.Full(stage));
     const uint32_t bytes = stream_.tiles * ring_.slice_bytes;
-    BarrierArriveExpect(ring_.Full(stage), ring_.x_bytes + bytes);
+    BarrierArriveExpect(ring_.Full(stage), x_bytes + bytes);
     BulkLoad(ring_.Codes(stage, 0), stream_.weights + slice * stream_.slice_stride, bytes,
              ring_.Full(stage), policy_);
   }
@@ -115,6 +116,31 @@ class Producer {
   const CUtensorMap* x_;
   uint64_t policy_;
 };
+
+// x of the ring's first round, by `threads` threads, once earlier grids have ended. The copy engine
+// takes its orders one after the other: it would bring x only after all the weights asked for
+// before. Rows beyond the tokens are left as they are; they make columns of the product that nobody
+// reads.
+__device__ __forceinline__ void FetchFirstX(const DecodeArguments& args, const SliceStream& stream,
+                                            const Ring& ring, int thread, int threads) {
+  constexpr int kPieces = kSliceCols / 16;
+  const int of_slice = args.tokens * kPieces;
+  const int filled = min(ring.stages, stream.Count());
+  WaitForEarlierGrids();
+  for (int i = thread; i < filled * of_slice; i += threads) {
+    const int stage = i / of_slice;
+    const int slice = stream.SliceOf(stage / stream.parts, stage % stream.parts);
+    if (slice < 0) continue;
+    const int token = i % of_slice / kPieces;
+    const int piece = i % kPieces;
+    const int col = slice * kSliceCols + piece * 16;
+    const int bytes = min(max(args.cols - col, 0), 16);
+    CopyAsync16(ring.X(stage) + token * kSliceCols + ((piece ^ token % 8) * 16),
+                args.x_rows + token * args.x_pitch + (bytes > 0 ? col : 0), bytes);
+  }
+  AwaitCopies();
+  FenceAsyncShared();
+}
 
 // By every warp that has read a stage.
 __device__ __forceinline__ void FreeStage(const Ring& ring, int stage) {

@@ -142,6 +142,14 @@ __device__ __forceinline__ void TensorLoadMulticast(uint32_t to, const CUtensorM
       : "memory");
 }
 
+// 16 bytes of global memory to shared memory by this thread's own copies, which wait for none of
+// the copy engine's; those after the first `bytes` as zeros, and not read.
+__device__ __forceinline__ void CopyAsync16(uint32_t to, const void* from, int bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
+               : "memory");
+}
+__device__ __forceinline__ void AwaitCopies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
 // Fetches a tensor map before its first use.
 __device__ __forceinline__ void PrefetchTensorMap(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
@@ -168,6 +176,10 @@ __device__ __forceinline__ uint4 SharedLoad16(uint32_t at) {
                : "r"(at)
                : "memory");
   return v;
+}
+
+__device__ __forceinline__ float4 AsFloats(uint4 v) {
+  return {__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w)};
 }
 
 __device__ __forceinline__ uint2 SharedLoad8(uint32_t at) {

@@ -177,7 +177,7 @@ AttentionLimits LimitsFor(const Fixture& fixture, AttentionRegime regime) {
           .group = fixture.shape().group,
           .kv_heads = fixture.shape().kv_heads,
           .page_size = kPageSize,
-          .sequences = 16,
+          .sequences = 320,
           .tokens = 1200,
           .pages = 2000,
           .work = 4000,
@@ -311,6 +311,34 @@ TEST_P(AttentionTest, ADecodedTokenDependsOnNoOtherSequence) {
     const std::vector<uint8_t> found = alone.codes();
     EXPECT_TRUE(std::equal(found.begin(), found.begin() + all.width(),
                            codes.begin() + static_cast<int64_t>(i) * all.width()));
+  }
+}
+
+// Blocks of one head where there are few sequences, of a head a warp where there are many.
+TEST(ManySequences, GiveEachTheBitsItHasAlone) {
+  const uint32_t seed = std::random_device{}();
+  SCOPED_TRACE(testing::Message() << "seed " << seed);
+  std::mt19937 random(seed);
+  for (const Shape& shape : {Shape{1, 4, 128, KvFormat::kBf16}, Shape{8, 4, 64, KvFormat::kBf16},
+                             Shape{4, 4, 128, KvFormat::kE4M3}, Shape{1, 4, 80, KvFormat::kE4M3}}) {
+    std::vector<AttentionSequence> sequences = {{1, 1300}};
+    for (int i = 0; i < 300; ++i)
+      sequences.push_back({1, 1 + static_cast<int32_t>(random() % 150)});
+    const Fixture all(shape, sequences, random);
+    Runner together(all, AttentionRegime::kDecode);
+    together.Attend(false, nullptr);
+    const std::vector<uint8_t> codes = together.codes();
+    const std::vector<float> scales = together.scales();
+    for (size_t i = random() % 20; i < sequences.size(); i += 20) {
+      SCOPED_TRACE(testing::Message()
+                   << sequences[i].length << " keys, head_dim " << shape.head_dim);
+      Runner alone(all.Only(i), AttentionRegime::kDecode);
+      alone.Attend(false, nullptr);
+      EXPECT_EQ(alone.scales()[0], scales[i]);
+      const std::vector<uint8_t> found = alone.codes();
+      EXPECT_TRUE(std::equal(found.begin(), found.begin() + all.width(),
+                             codes.begin() + static_cast<int64_t>(i) * all.width()));
+    }
   }
 }
 
