@@ -9,12 +9,10 @@
 #include "quant/kernels/cuda/w4a8/decode_arguments.h"
 #include "quant/kernels/cuda/w4a8/decode_product.cuh"
 #include "quant/kernels/cuda/w4a8/decode_ring.cuh"
+#include "quant/kernels/cuda/w4a8/decode_sums.cuh"
 #include "quant/kernels/cuda/w4a8/ptx.cuh"
 
 namespace nibble::w4a8 {
-
-// Barrier among the warpgroups of a block, without the warp that loads.
-inline constexpr int kWarpgroupsBarrier = 1;
 
 // A LoRC block's place: one piece of K of one LoRC tile.
 struct LorcPiece {
@@ -23,8 +21,8 @@ struct LorcPiece {
   int bands;  // of 16 rows: hi, then lo
 
   __device__ explicit LorcPiece(const DecodeArguments& args)
-      : tile(static_cast<int>(blockIdx.x) / args.plan.lorc_pieces),
-        piece(static_cast<int>(blockIdx.x) % args.plan.lorc_pieces),
+      : tile(DivideByPower(static_cast<int>(blockIdx.x), args.plan.lorc_pieces)),
+        piece(static_cast<int>(blockIdx.x) & (args.plan.lorc_pieces - 1)),
         bands(LorcBands(args.weights.ranks, tile)) {}
 };
 

@@ -24,6 +24,7 @@ struct Ring {
   __device__ uint32_t Codes(int stage, int tile) const {
     return codes + (stage * tiles + tile) * slice_bytes;
   }
+  __device__ uint32_t WeightBytes(int row_tiles) const { return row_tiles * slice_bytes; }
   __device__ uint32_t Full(int stage) const { return full + stage * 8; }
   __device__ uint32_t Empty(int stage) const { return empty + stage * 8; }
 };
@@ -62,11 +63,15 @@ struct SliceStream {
     const int slice = first_slice + part * part_slices + step;
     return slice < slice_count ? slice : -1;
   }
+  // The `i`th of the stream; parts are a power of two.
+  __device__ int SliceAt(int i) const {
+    return SliceOf(DivideByPower(i, parts), i & (parts - 1));
+  }
 };
 
-// Fills the ring, by one thread: in `Prologue` weights as far as the ring reaches, whose x
-// FetchFirstX brings, and in `Run` weights and x of all later rounds, once earlier grids have
-// ended.
+// Fills the ring, by one thread: in `Prologue` with weights as far as the ring reaches, whose x
+// FetchFirstX brings and announces both, and in `Run` with weights and x of all later rounds, once
+// earlier grids have ended.
 class Producer {
  public:
   __device__ Producer(const SliceStream& stream, const Ring& ring, const CUtensorMap* x)
@@ -74,41 +79,34 @@ class Producer {
 
   __device__ void Prologue() {
     const int filled = min(ring_.stages, stream_.Count());
-    for (int i = 0; i < filled; ++i) LoadWeights(i % stream_.parts, i / stream_.parts, i, 0);
+    for (int i = 0; i < filled; ++i) {
+      const int slice = stream_.SliceAt(i);
+      if (slice >= 0) LoadWeights(slice, i);
+    }
   }
 
   __device__ void Run() {
     const int count = stream_.Count();
-    const int filled = min(ring_.stages, count);
-    int part = filled % stream_.parts;
-    int step = filled / stream_.parts;
     RingPlace place;
-    for (int i = filled; i < count; ++i) {
+    for (int i = min(ring_.stages, count); i < count; ++i) {
+      const int slice = stream_.SliceAt(i);
+      const uint32_t full = ring_.Full(place.stage);
       BarrierWait(ring_.Empty(place.stage), place.round);
-      LoadWeights(part, step, place.stage, ring_.x_bytes);
-      LoadX(part, step, place.stage);
-      place.Advance(1, ring_.stages);
-      if (++part == stream_.parts) {
-        part = 0;
-        ++step;
+      if (slice < 0) {
+        BarrierArrive(full);
+      } else {
+        BarrierArriveExpect(full, ring_.WeightBytes(stream_.tiles) + ring_.x_bytes);
+        LoadWeights(slice, place.stage);
+        TensorLoad(ring_.X(place.stage), x_, slice * kSliceCols, 0, full);
       }
+      place.Advance(1, ring_.stages);
     }
   }
 
  private:
-  // The stage is full with these and `x_bytes` of x.
-  __device__ void LoadWeights(int part, int step, int stage, int x_bytes) const {
-    const int slice = stream_.SliceOf(step, part);
-    if (slice < 0) return BarrierArrive(ring_.Full(stage));
-    const uint32_t bytes = stream_.tiles * ring_.slice_bytes;
-    BarrierArriveExpect(ring_.Full(stage), x_bytes + bytes);
-    BulkLoad(ring_.Codes(stage, 0), stream_.weights + slice * stream_.slice_stride, bytes,
-             ring_.Full(stage), policy_);
-  }
-
-  __device__ void LoadX(int part, int step, int stage) const {
-    const int slice = stream_.SliceOf(step, part);
-    if (slice >= 0) TensorLoad(ring_.X(stage), x_, slice * kSliceCols, 0, ring_.Full(stage));
+  __device__ void LoadWeights(int slice, int stage) const {
+    BulkLoad(ring_.Codes(stage, 0), stream_.weights + slice * stream_.slice_stride,
+             ring_.WeightBytes(stream_.tiles), ring_.Full(stage), policy_);
   }
 
   const SliceStream& stream_;
@@ -117,29 +115,38 @@ class Producer {
   uint64_t policy_;
 };
 
-// x of the ring's first round, by `threads` threads, once earlier grids have ended. The copy engine
-// takes its orders one after the other: it would bring x only after all the weights asked for
-// before. Rows beyond the tokens are left as they are; they make columns of the product that nobody
-// reads.
+// x of the ring's first round, once earlier grids have ended: warp `warp` of `warps` brings that of
+// every `warps`th stage and announces the weights' bytes beside it, of which some may have come. The
+// copy engine takes its orders one after the other: it would bring x only after all the weights
+// asked for before. Rows beyond the tokens are left as they are; they make columns of the product
+// that nobody reads.
 __device__ __forceinline__ void FetchFirstX(const DecodeArguments& args, const SliceStream& stream,
-                                            const Ring& ring, int thread, int threads) {
+                                            const Ring& ring, int warp, int warps) {
   constexpr int kPieces = kSliceCols / 16;
-  const int of_slice = args.tokens * kPieces;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int piece = lane % kPieces;
   const int filled = min(ring.stages, stream.Count());
   WaitForEarlierGrids();
-  for (int i = thread; i < filled * of_slice; i += threads) {
-    const int stage = i / of_slice;
-    const int slice = stream.SliceOf(stage / stream.parts, stage % stream.parts);
-    if (slice < 0) continue;
-    const int token = i % of_slice / kPieces;
-    const int piece = i % kPieces;
-    const int col = slice * kSliceCols + piece * 16;
-    const int bytes = min(max(args.cols - col, 0), 16);
-    CopyAsync16(ring.X(stage) + token * kSliceCols + ((piece ^ token % 8) * 16),
-                args.x_rows + token * args.x_pitch + (bytes > 0 ? col : 0), bytes);
+  for (int stage = warp; stage < filled; stage += warps) {
+    const int slice = stream.SliceAt(stage);
+    if (slice >= 0) {
+      const int col = slice * kSliceCols + piece * 16;
+      const int bytes = min(max(args.cols - col, 0), 16);
+      const uint8_t* from = args.x_rows + (bytes > 0 ? col : 0);
+      for (int token = lane / kPieces; token < args.tokens; token += 32 / kPieces) {
+        CopyAsync16(ring.X(stage) + token * kSliceCols + ((piece ^ token % 8) * 16),
+                    from + token * args.x_pitch, bytes);
+      }
+    }
   }
   AwaitCopies();
   FenceAsyncShared();
+  __syncwarp();
+  for (int stage = warp; stage < filled; stage += warps) {
+    const uint32_t bytes = stream.SliceAt(stage) < 0 ? 0 : ring.WeightBytes(stream.tiles);
+    if (lane == 0) BarrierArriveExpect(ring.Full(stage), bytes);
+  }
+  __syncwarp();
 }
 
 // By every warp that has read a stage.

@@ -10,6 +10,10 @@ namespace {
 // A block of more than two row tiles has room for LoRC's factors of so many ranks each.
 constexpr int kRoomyRank = 32;
 
+// Slices of a part that the ring is to hold: one multiplied, one read by the tensor cores still
+// (ConsumePipelined) and one to come.
+constexpr int kLeastPartStages = 3;
+
 // Of each of `blocks` that share a multiprocessor: without the kilobyte that the system keeps of
 // it.
 int SharedBytes(const Device& device, int blocks) {
@@ -63,9 +67,8 @@ bool KeepsBlocksApart(const LinearShape& shape, const Device& device, const Deco
 }
 
 // By races on an H200 (plan_race): blocks of several row tiles read fastest, for their slices lie
-// together and share x, if they leave no multiprocessor idle; a grid too small for that cuts K
-// among blocks rather than warpgroups, where few tokens leave room for two blocks a multiprocessor.
-// The parts of K, and LoRC's pieces of it, depend on the weights' shape alone.
+// together and share x, if they leave no multiprocessor idle; and blocks of all the warpgroups there
+// may be. The parts of K, and LoRC's pieces of it, depend on the weights' shape alone.
 void Divide(const LinearShape& shape, const Device& device, DecodePlan& plan) {
   const bool roomy = shape.kind == Kind::kFolded && shape.max_rank <= kRoomyRank;
   plan.tiles = 2 * shape.row_tiles > device.multiprocessors ? 2 : 1;
@@ -77,16 +80,23 @@ void Divide(const LinearShape& shape, const Device& device, DecodePlan& plan) {
       }
     }
   }
-  plan.k_groups = plan.tiles > 2 ? 1 : 2;
+  plan.k_groups = kMaxWarpgroups / plan.tiles;
   plan.splits = Splits(shape, device, plan.tiles);
-  const int most_splits = roomy && plan.tiles == 1 ? 2 * plan.splits : plan.splits;
   plan.lorc_pieces =
-      LorcPieces(shape, device, CeilDiv(shape.row_tiles, plan.tiles) * plan.splits, most_splits);
-  if (plan.splits < most_splits && plan.token_tile <= 16 &&
-      !KeepsBlocksApart(shape, device, plan)) {
-    plan.k_groups = 1;
-    plan.splits = most_splits;
+      LorcPieces(shape, device, CeilDiv(shape.row_tiles, plan.tiles) * plan.splits, plan.splits);
+}
+
+// The most stages up to `most` whose shared memory is within `budget`; a slice of every part at
+// least.
+int StagesWithin(int budget, const LinearShape& shape, int most, DecodePlan plan) {
+  // A stage always holds slices of the same part: a warpgroup that is ahead of another must not
+  // take the barrier of the other's slice for that of its own.
+  plan.stages = plan.k_groups;
+  while (plan.stages + plan.k_groups <= most) {
+    plan.stages += plan.k_groups;
+    if (DecodeSharedMemory(plan, shape).bytes > budget) return plan.stages - plan.k_groups;
   }
+  return plan.stages;
 }
 
 }  // namespace
@@ -101,15 +111,20 @@ DecodeShared DecodeSharedMemory(const DecodePlan& plan, const LinearShape& shape
   shared.codes = plan.stages * plan.token_tile * kSliceCols;
   int code_bytes = plan.stages * plan.tiles * SliceBytes(shape.kind, shape.group_size);
   if (shape.max_rank > 0) code_bytes = std::max(code_bytes, kLorcSliceBytes);
-  const int sum_bytes = plan.k_groups * plan.token_tile * SumPitch(plan.tiles) * 4;
-  shared.factor = static_cast<int>(RoundUp(std::max(shared.codes + code_bytes, sum_bytes), 16));
+  const int part_bytes = plan.warpgroups() * plan.token_tile / 8 * kOctetBytes;
+  shared.staging = part_bytes;
+  const int staging_bytes = plan.warpgroups() * plan.token_tile * kTileRows * 2;
+  shared.received = static_cast<int>(
+      RoundUp(std::max(shared.codes + code_bytes, part_bytes + staging_bytes), 16));
+  shared.factor =
+      shared.received + (plan.splits - 1) * plan.tiles * plan.owned_octets() * kOctetBytes;
   const int factor_bytes = static_cast<int>(LorcAUnits(shape.max_rank)) * 16;
   shared.t = shared.factor + plan.tiles * factor_bytes;
   const int t_bytes = shape.max_rank == 0 ? 0 : plan.token_tile * LorcPitch(shape.max_rank);
   shared.small = shared.t + plan.tiles * t_bytes;
   shared.barriers =
-      shared.small + kFoldTableBytes + plan.token_tile * 4 + plan.tiles * kTileRows * 2;
-  shared.bytes = shared.barriers + (2 * plan.stages + 1) * 8;
+      shared.small + kFoldTableBytes + plan.token_tile * 4 + plan.tiles * kTileRows * (4 + 2);
+  shared.bytes = shared.barriers + (2 * plan.stages + 2) * 8;
   return shared;
 }
 
@@ -119,15 +134,10 @@ void CompletePlan(const LinearShape& shape, const Device& device, int blocks, in
   plan.lorc_tiles = LorcTiles(shape.ranks);
   const int64_t part = CeilDiv(CeilDiv(shape.cols, kSliceCols), plan.parts());
   const int most = static_cast<int>(std::min<int64_t>(max_stages, part * plan.k_groups));
-  const int budget = SharedBytes(device, blocks) - kSharedAlignment;
-  // A stage always holds slices of the same part: a warpgroup that is ahead of another must not
-  // take the barrier of the other's slice for that of its own.
-  plan.stages = plan.k_groups;
-  while (plan.stages < most) {
-    plan.stages += plan.k_groups;
-    if (DecodeSharedMemory(plan, shape).bytes <= budget) continue;
-    plan.stages -= plan.k_groups;
-    break;
+  const int least = std::min(most, kLeastPartStages * plan.k_groups);
+  for (;; --blocks) {
+    plan.stages = StagesWithin(SharedBytes(device, blocks) - kSharedAlignment, shape, most, plan);
+    if (plan.stages >= least || blocks == 1) break;
   }
   plan.shared_bytes = DecodeSharedMemory(plan, shape).bytes + kSharedAlignment;
   if (blocks == 1) plan.shared_bytes = std::max(plan.shared_bytes, device.shared_bytes / 2);

@@ -20,6 +20,9 @@ __device__ __forceinline__ uint32_t Opaque(uint32_t value) {
   return value;
 }
 
+// a / power, for what the compiler does not know to be a power of two.
+__device__ __forceinline__ int DivideByPower(int a, int power) { return a >> (__ffs(power) - 1); }
+
 // --- mbarrier: a phase ends when `count` arrivals and all announced bytes have come.
 
 __device__ __forceinline__ void BarrierInit(uint32_t barrier, uint32_t count) {
@@ -57,7 +60,8 @@ __device__ __forceinline__ void BarrierArriveClusterAsReader(uint32_t barrier, u
       : "memory");
 }
 
-// Arrives and announces `bytes` that the copy engine will bring.
+// Arrives and announces `bytes` that the copy engine, or other blocks' stores, will bring or have
+// brought.
 __device__ __forceinline__ void BarrierArriveExpect(uint32_t barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
                : "memory");
@@ -148,6 +152,7 @@ __device__ __forceinline__ void CopyAsync16(uint32_t to, const void* from, int b
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
                : "memory");
 }
+
 __device__ __forceinline__ void AwaitCopies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // Fetches a tensor map before its first use.
@@ -194,6 +199,15 @@ __device__ __forceinline__ uint32_t SharedLoad4(uint32_t at) {
   return v;
 }
 
+__device__ __forceinline__ uint32_t SharedLoad2(uint32_t at) {
+  uint32_t v;
+  asm volatile("{.reg .u16 h; ld.shared.u16 h, [%1]; cvt.u32.u16 %0, h;}"
+               : "=r"(v)
+               : "r"(at)
+               : "memory");
+  return v;
+}
+
 __device__ __forceinline__ uint32_t SharedLoad1(uint32_t at) {
   uint32_t v;
   asm volatile("ld.shared.u8 %0, [%1];" : "=r"(v) : "r"(at) : "memory");
@@ -222,6 +236,14 @@ __device__ __forceinline__ void SharedStoreTransposed(uint32_t at, const uint4& 
                : "memory");
 }
 
+// Two such matrices; lanes 16 to 31 give addresses that are not used.
+__device__ __forceinline__ void SharedStoreTransposed(uint32_t at, uint32_t first,
+                                                      uint32_t second) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(at),
+               "r"(first), "r"(second)
+               : "memory");
+}
+
 __device__ __forceinline__ void SharedStore16(uint32_t at, uint4 v) {
   asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(v.x), "r"(v.y), "r"(v.z),
                "r"(v.w)
@@ -244,13 +266,14 @@ __device__ __forceinline__ uint32_t ClusterAddress(uint32_t at, uint32_t rank) {
   return address;
 }
 
-__device__ __forceinline__ float4 ClusterLoad16(uint32_t cluster_address) {
-  float4 v;
-  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
-               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-               : "r"(cluster_address)
-               : "memory");
-  return v;
+// Stores to another block, whose barrier (of the same block) counts the bytes when they have come.
+__device__ __forceinline__ void ClusterStore16(uint32_t cluster_address, const float4& v,
+                                               uint32_t cluster_barrier) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, "
+      "[%5];" ::"r"(cluster_address),
+      "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "r"(cluster_barrier)
+      : "memory");
 }
 
 // The two halves of the barrier over every thread of the cluster; memory written before the one is
@@ -258,7 +281,7 @@ __device__ __forceinline__ float4 ClusterLoad16(uint32_t cluster_address) {
 __device__ __forceinline__ void ClusterArrive() {
   asm volatile("barrier.cluster.arrive.release;" ::: "memory");
 }
-// The same for a block that has only read: what it wrote need not be seen by then.
+// The same where what was written need not be seen, or is released otherwise (FenceBarrierInit).
 __device__ __forceinline__ void ClusterArriveRelaxed() {
   asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
 }
@@ -304,7 +327,15 @@ __device__ __forceinline__ void AcquireRegisters() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
-// --- Tensor cores, one warp.
+// --- Matrices in the registers of one warp.
+
+// An 8 x 8 matrix of 16 bits, turned: lane l gives and gets row l / 4, columns 2 (l % 4), + 1.
+__device__ __forceinline__ uint32_t Transpose(uint32_t matrix) {
+  uint32_t turned;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(turned) : "r"(matrix));
+  return turned;
+}
+
 
 // D[16][8] += A[16][16] * B[8][16]^T, bf16 with f32 sums. Lane l, g = l / 4, c = l % 4:
 //   a  rows g, g + 8, g, g + 8; columns 2c, 2c + 1, from the third register on + 8

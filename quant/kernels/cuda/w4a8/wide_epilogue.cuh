@@ -5,6 +5,7 @@
 
 #include "quant/kernels/cuda/w4a8/layout.h"
 #include "quant/kernels/cuda/w4a8/ptx.cuh"
+#include "quant/kernels/cuda/w4a8/store.cuh"
 #include "quant/kernels/cuda/w4a8/wide_plan.h"
 
 namespace nibble::w4a8 {
@@ -202,11 +203,6 @@ class Epilogue {
     }
   }
 
-  static __device__ __forceinline__ uint32_t PackBf16(float low, float high) {
-    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-    return reinterpret_cast<const uint32_t&>(pair);
-  }
-
   // A thread stores the same piece of four tokens.
   __device__ __forceinline__ void StoreStaged(const RowTile& rows, int token) const {
     constexpr int kTokensAtOnce = 16;
@@ -227,16 +223,6 @@ class Epilogue {
       for (int i = first; i < kWideChunk && i < tokens; i += kTokensAtOnce) {
         StoreSome(y + i * output_.rows, SharedLoad16(StagingAt(i, piece)), left);
       }
-    }
-  }
-
-  static __device__ __forceinline__ void StoreSome(__nv_bfloat16* to, const uint4& eight,
-                                                   int count) {
-    const uint32_t pairs[4] = {eight.x, eight.y, eight.z, eight.w};
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const auto bits = static_cast<uint16_t>(pairs[i / 2] >> (i % 2 * 16));
-      if (i < count) to[i] = __ushort_as_bfloat16(bits);
     }
   }
 
