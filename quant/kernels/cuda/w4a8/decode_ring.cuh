@@ -64,9 +64,7 @@ struct SliceStream {
     return slice < slice_count ? slice : -1;
   }
   // The `i`th of the stream; parts are a power of two.
-  __device__ int SliceAt(int i) const {
-    return SliceOf(DivideByPower(i, parts), i & (parts - 1));
-  }
+  __device__ int SliceAt(int i) const { return SliceOf(DivideByPower(i, parts), i & (parts - 1)); }
 };
 
 // Fills the ring, by one thread: in `Prologue` with weights as far as the ring reaches, whose x
@@ -116,8 +114,8 @@ class Producer {
 };
 
 // x of the ring's first round, once earlier grids have ended: warp `warp` of `warps` brings that of
-// every `warps`th stage and announces the weights' bytes beside it, of which some may have come. The
-// copy engine takes its orders one after the other: it would bring x only after all the weights
+// every `warps`th stage and announces the weights' bytes beside it, of which some may have come.
+// The copy engine takes its orders one after the other: it would bring x only after all the weights
 // asked for before. Rows beyond the tokens are left as they are; they make columns of the product
 // that nobody reads.
 __device__ __forceinline__ void FetchFirstX(const DecodeArguments& args, const SliceStream& stream,

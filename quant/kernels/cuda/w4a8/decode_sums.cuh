@@ -1,9 +1,10 @@
 // What becomes of the sums after the last slice: the parts of K meet, and their total is y.
 //
 // Sums move as octets, those of one row tile and eight tokens: four floats of each thread t of a
-// warpgroup, row RowOf(t, 0) of tokens 2 (t % 4) and + 1, then row RowOf(t, 1) of the same. Within a block, the warpgroup of part p gathers octets p, p + k_groups, .. of its tile.
-// It then sends them to the block of the cluster that owns the octet, whose barrier counts what
-// comes. No block reads another's memory, so none waits for another to end.
+// warpgroup, row RowOf(t, 0) of tokens 2 (t % 4) and + 1, then row RowOf(t, 1) of the same. Within
+// a block, the warpgroup of part p gathers octets p, p + k_groups, .. of its tile. It then sends
+// them to the block of the cluster that owns the octet, whose barrier counts what comes. No block
+// reads another's memory, so none waits for another to end.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -84,8 +85,8 @@ class PartSums {
     if (plan_.splits > 1) ClusterWait();  // until all its blocks have set up their barriers
 #pragma unroll 1
     for (int octet = part_; octet * 8 < args_.tokens; octet += plan_.k_groups) {
-      const float4 v = AddTree(
-          plan_.k_groups, [&](int part) { return AsFloats(SharedLoad16(Part(part, octet))); });
+      const float4 v = AddTree(plan_.k_groups,
+                               [&](int part) { return AsFloats(SharedLoad16(Part(part, octet))); });
       const int owner = Owner(octet);
       if (owner == block_.split) {
         SharedStore16(Part(part_, octet), v);
@@ -102,11 +103,11 @@ class PartSums {
 #pragma unroll 1
     for (int octet = part_; octet * 8 < args_.tokens; octet += plan_.k_groups) {
       if (Owner(octet) != block_.split) continue;
-      const float4 v = Scale(octet, AddTree(plan_.splits, [&](int split) {
-        return AsFloats(SharedLoad16(split == block_.split
-                                         ? Part(part_, octet)
-                                         : Received(split, block_.split, octet)));
-      }));
+      const float4 v = Scale(
+          octet, AddTree(plan_.splits, [&](int split) {
+            return AsFloats(SharedLoad16(
+                split == block_.split ? Part(part_, octet) : Received(split, block_.split, octet)));
+          }));
       if (args_.y_f32 != nullptr) {
         StoreF32(place, octet, v);
       } else if constexpr (kStaged) {

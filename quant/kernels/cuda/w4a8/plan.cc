@@ -34,7 +34,10 @@ int Splits(const LinearShape& shape, const Device& device, int tiles) {
   const int64_t row_blocks = CeilDiv(shape.row_tiles, tiles);
   const int64_t places = device.multiprocessors - LorcTiles(shape.ranks);
   int splits = 1;
-  while (splits < 4 && 2 * splits * row_blocks <= places && 4 * splits <= slices) splits *= 2;
+  const int k_groups = kMaxWarpgroups / tiles;
+  while (splits < 4 && 2 * splits * row_blocks <= places && 2 * splits * k_groups <= slices) {
+    splits *= 2;
+  }
   return splits;
 }
 
@@ -59,7 +62,8 @@ int LorcPieces(const LinearShape& shape, const Device& device, int64_t blocks, i
 
 // Whether each block is to have a multiprocessor to itself: those that start while the kernel
 // before still runs would else crowd where it leaves room, some multiprocessors idle beside them.
-// Measured with few tokens, whose blocks wait longest (step_bench).
+// Its ring stays that of two: a longer one, filled while small kernels before it wait for memory,
+// makes them wait longer. Measured with few tokens, whose blocks wait longest (step_bench).
 bool KeepsBlocksApart(const LinearShape& shape, const Device& device, const DecodePlan& plan) {
   const int64_t lorc_blocks = int64_t{LorcTiles(shape.ranks)} * plan.lorc_pieces;
   const int64_t blocks = CeilDiv(shape.row_tiles, plan.tiles) * plan.splits + lorc_blocks;
@@ -67,8 +71,8 @@ bool KeepsBlocksApart(const LinearShape& shape, const Device& device, const Deco
 }
 
 // By races on an H200 (plan_race): blocks of several row tiles read fastest, for their slices lie
-// together and share x, if they leave no multiprocessor idle; and blocks of all the warpgroups there
-// may be. The parts of K, and LoRC's pieces of it, depend on the weights' shape alone.
+// together and share x, if they leave no multiprocessor idle; and blocks of all the warpgroups
+// there may be. The parts of K, and LoRC's pieces of it, depend on the weights' shape alone.
 void Divide(const LinearShape& shape, const Device& device, DecodePlan& plan) {
   const bool roomy = shape.kind == Kind::kFolded && shape.max_rank <= kRoomyRank;
   plan.tiles = 2 * shape.row_tiles > device.multiprocessors ? 2 : 1;
@@ -140,16 +144,16 @@ void CompletePlan(const LinearShape& shape, const Device& device, int blocks, in
     if (plan.stages >= least || blocks == 1) break;
   }
   plan.shared_bytes = DecodeSharedMemory(plan, shape).bytes + kSharedAlignment;
-  if (blocks == 1) plan.shared_bytes = std::max(plan.shared_bytes, device.shared_bytes / 2);
 }
 
 DecodePlan PlanDecode(const LinearShape& shape, const Device& device) {
   DecodePlan plan;
   plan.token_tile = TokenTile(shape.tokens, shape.kind);
   Divide(shape, device, plan);
-  // Clusters of small blocks find their places only where these leave some room.
-  const int blocks = KeepsBlocksApart(shape, device, plan) ? 1 : plan.warpgroups() == 1 ? 4 : 2;
-  CompletePlan(shape, device, blocks, 64, plan);
+  CompletePlan(shape, device, 2, 64, plan);
+  if (KeepsBlocksApart(shape, device, plan)) {
+    plan.shared_bytes = std::max(plan.shared_bytes, device.shared_bytes / 2);
+  }
   return plan;
 }
 

@@ -38,11 +38,11 @@ inline constexpr int kMaxWarpgroups = 4;
 // Decode: reads the weights once, at the speed of memory.
 // K is cut into `parts()` parts of equally many slices (the last may have fewer). A thread block
 // takes `tiles` row tiles and `k_groups` neighbouring parts, with a warpgroup for each tile and
-// part; `splits` blocks, a cluster, share the row tiles. Parts are added as the leaves of a balanced
-// binary tree, in the order of K, so sums depend on the number of parts, which follows from the
-// weights only (rows, columns, kind, LoRC's ranks), and neither on the number of tokens nor on who
-// takes which part. Of every row tile, a block of the cluster writes the `owned_octets()` octets of
-// tokens that it owns; the first blocks own some.
+// part; `splits` blocks, a cluster, share the row tiles. Parts are added as the leaves of a
+// balanced binary tree, in the order of K, so sums depend on the number of parts, which follows
+// from the weights only (rows, columns, kind, LoRC's ranks), and neither on the number of tokens
+// nor on who takes which part. Of every row tile, a block of the cluster writes the
+// `owned_octets()` octets of tokens that it owns; the first blocks own some.
 struct DecodePlan {
   int token_tile = 0;   // 8, 16, 32 or 64 columns of the product
   int tiles = 0;        // row tiles of a block: 1 to 4
@@ -103,8 +103,8 @@ DecodeShared DecodeSharedMemory(const DecodePlan& plan, const LinearShape& shape
 DecodePlan PlanDecode(const LinearShape& shape, const Device& device = {});
 
 // Fills in what follows from token_tile, tiles, k_groups, splits and lorc_pieces: as many stages as
-// fit if `blocks` blocks are to share a multiprocessor, or fewer where these would have too few, at
-// most `max_stages`. One block has the multiprocessor to itself, however little it needs.
+// fit if `blocks` blocks are to share a multiprocessor, or fewer blocks where these would have too
+// few, at most `max_stages`.
 void CompletePlan(const LinearShape& shape, const Device& device, int blocks, int max_stages,
                   DecodePlan& plan);
 

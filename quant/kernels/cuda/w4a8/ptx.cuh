@@ -336,7 +336,6 @@ __device__ __forceinline__ uint32_t Transpose(uint32_t matrix) {
   return turned;
 }
 
-
 // D[16][8] += A[16][16] * B[8][16]^T, bf16 with f32 sums. Lane l, g = l / 4, c = l % 4:
 //   a  rows g, g + 8, g, g + 8; columns 2c, 2c + 1, from the third register on + 8
 //   b  row g; columns 2c, 2c + 1, in the second register + 8

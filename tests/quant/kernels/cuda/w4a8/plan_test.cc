@@ -24,8 +24,8 @@ TEST(PlanDecode, KIsCutByTheShapeAndNeverByTheTokens) {
     int parts;
   };
   for (const Case& c :
-       {Case{8192, 8192, 4}, Case{12288, 4096, 2}, Case{4096, 4096, 4}, Case{22016, 4096, 1},
-        Case{4096, 11008, 4}, Case{1280, 8192, 8}, Case{576, 576, 4}, Case{64, 128, 2}}) {
+       {Case{8192, 8192, 4}, Case{12288, 4096, 2}, Case{4096, 4096, 8}, Case{22016, 4096, 1},
+        Case{4096, 11008, 8}, Case{1280, 8192, 16}, Case{576, 576, 4}, Case{64, 128, 4}}) {
     for (int64_t tokens = 1; tokens <= kDecodeTokens; ++tokens) {
       const DecodePlan plan = PlanDecode(Shape(tokens, c.rows, c.cols));
       EXPECT_EQ(plan.parts(), c.parts) << c.rows << " x " << c.cols << ", " << tokens << " tokens";
@@ -35,14 +35,15 @@ TEST(PlanDecode, KIsCutByTheShapeAndNeverByTheTokens) {
   }
 }
 
-TEST(PlanDecode, TwoBlocksShareAMultiprocessor) {
+TEST(PlanDecode, TwoBlocksShareAMultiprocessorUnlessTheirRingsWouldBeShort) {
   for (const int64_t tokens : {1, 9, 17, 33}) {
     for (const int rank : {0, 16, 64}) {
       LinearShape shape = Shape(tokens, 8192, 8192);
       shape.ranks = shape.max_rank = rank;
       const DecodePlan plan = PlanDecode(shape);
-      EXPECT_LE(2 * (plan.shared_bytes + 1024), Device{}.shared_bytes) << plan.ToString();
-      EXPECT_GE(plan.stages, 3) << plan.ToString();
+      const int blocks = tokens == 33 ? 1 : 2;  // of 64 tokens, their sums
+      EXPECT_LE(blocks * (plan.shared_bytes + 1024), Device{}.shared_bytes) << plan.ToString();
+      EXPECT_GE(plan.stages, 3 * plan.k_groups) << plan.ToString();
       EXPECT_EQ(plan.lorc_blocks() % plan.splits, 0) << plan.ToString();
     }
   }
@@ -53,19 +54,17 @@ TEST(PlanDecode, BlocksOfAFewTokensThatOverlapHaveAMultiprocessorEach) {
     for (const int rank : {0, 16}) {
       LinearShape shape = Shape(1, rows, 4096);
       shape.ranks = shape.max_rank = rank;
-      const DecodePlan alone = PlanDecode(shape);
+      DecodePlan alone = PlanDecode(shape);
       shape.overlaps = true;
       const DecodePlan plan = PlanDecode(shape);
       EXPECT_GT(2 * (plan.shared_bytes + 1024), Device{}.shared_bytes) << plan.ToString();
       EXPECT_LE(plan.shared_bytes, Device{}.block_shared_bytes) << plan.ToString();
-      EXPECT_EQ(plan.parts(), alone.parts()) << plan.ToString();
-      EXPECT_EQ(plan.lorc_pieces, alone.lorc_pieces) << plan.ToString();
-      EXPECT_EQ(plan.lorc_blocks() % plan.splits, 0) << plan.ToString();
+      alone.shared_bytes = plan.shared_bytes;
+      EXPECT_EQ(plan.ToString(), alone.ToString());
     }
   }
   // More blocks than multiprocessors, by weights alone or with LoRC's.
-  for (LinearShape many : {Shape(1, 57344, 8192), Corrected(Shape(1, 12288, 4096), 3, 32),
-                           Corrected(Shape(1, 2048, 2048), 1, 16)}) {
+  for (LinearShape many : {Shape(1, 57344, 8192), Corrected(Shape(1, 12288, 4096), 3, 32)}) {
     const std::string alone = PlanDecode(many).ToString();
     many.overlaps = true;
     EXPECT_EQ(PlanDecode(many).ToString(), alone);
@@ -91,9 +90,9 @@ TEST(PlanDecode, TheRingHoldsTwoSlicesOfEveryPart) {
 }
 
 TEST(PlanDecode, NoMoreStagesThanSlices) {
-  EXPECT_EQ(PlanDecode(Shape(1, 4096, 4096)).stages, 8);   // of its part
-  EXPECT_EQ(PlanDecode(Shape(64, 4096, 1024)).stages, 4);  // 2 in each of 2 parts
-  EXPECT_EQ(PlanDecode(Shape(1, 64, 100)).stages, 1);
+  EXPECT_EQ(PlanDecode(Shape(1, 4096, 4096)).stages, 16);  // 4 in each of 4 parts
+  EXPECT_EQ(PlanDecode(Shape(64, 4096, 1024)).stages, 4);
+  EXPECT_EQ(PlanDecode(Shape(1, 64, 100)).stages, 4);  // one part has a slice
 }
 
 TEST(PlanDecode, SharedMemoryHoldsWhatFollowsTheMainLoopAndALorcSlice) {
@@ -103,8 +102,10 @@ TEST(PlanDecode, SharedMemoryHoldsWhatFollowsTheMainLoopAndALorcSlice) {
       shape.ranks = shape.max_rank = rank;
       const DecodePlan plan = PlanDecode(shape);
       const DecodeShared shared = DecodeSharedMemory(plan, shape);
-      EXPECT_GE(shared.received, plan.k_groups == 1 ? 0 : plan.tiles * plan.k_groups * plan.token_tile / 8 * kOctetBytes);
-      EXPECT_GE(shared.factor - shared.received, (plan.splits - 1) * plan.tiles * plan.owned_octets() * kOctetBytes);
+      EXPECT_EQ(shared.staging, plan.warpgroups() * plan.token_tile / 8 * kOctetBytes);
+      EXPECT_GE(shared.received - shared.staging, plan.warpgroups() * plan.token_tile * 64 * 2);
+      EXPECT_EQ(shared.factor - shared.received,
+                (plan.splits - 1) * plan.tiles * plan.owned_octets() * kOctetBytes);
       EXPECT_GE(shared.factor - shared.codes, rank == 0 ? 0 : kLorcSliceBytes);
       EXPECT_EQ(shared.codes % kSharedAlignment, 0);
       EXPECT_EQ(shared.barriers % 8, 0);
@@ -122,8 +123,7 @@ TEST(PlanDecode, WideBlocksThatLeaveNoMultiprocessorIdle) {
   EXPECT_EQ(division(Shape(1, 12288, 4096)), std::tuple(3, 1, 2));
   EXPECT_EQ(division(Shape(64, 22016, 4096)), std::tuple(3, 1, 1));
   EXPECT_EQ(division(Shape(64, 28672, 4096)), std::tuple(4, 1, 1));
-  EXPECT_EQ(division(Shape(16, 4096, 4096)), std::tuple(1, 1, 4));
-  EXPECT_EQ(division(Shape(17, 4096, 4096)), std::tuple(1, 2, 2));
+  EXPECT_EQ(division(Shape(1, 4096, 4096)), std::tuple(1, 4, 2));
 }
 
 // Else some blocks of weights would wait for LoRC's to end.
@@ -163,7 +163,7 @@ TEST(PlanDecode, LorcIsCutByTheShapeAndNeverByTheTokens) {
 
 TEST(PlanDecode, PrintsItself) {
   EXPECT_EQ(PlanDecode(Shape(1, 128, 128)).ToString(),
-            "decode: 2 row blocks of 1 tiles x 1 parts x 2 splits, 8 tokens, 1 stages, 6488 B "
+            "decode: 2 row blocks of 1 tiles x 4 parts x 1 splits, 8 tokens, 4 stages, 22256 B "
             "shared, 0 LoRC tiles x 0 pieces");
 }
 
