@@ -19,8 +19,8 @@ namespace nibble {
 namespace {
 
 constexpr int kWarps = 4;
-constexpr int kParts = 4;  // of a chunk's pages
-constexpr int kMultiprocessors = 132;
+constexpr int kParts = 4;              // of a chunk's pages
+constexpr int kMultiprocessors = 132;  // of an H100 or H200: how much work fills it
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kNone = -1e30f;  // below every score
 
@@ -99,8 +99,9 @@ class PageRing {
         const int row = at / kPieces;
         const int piece = at % kPieces;
         const int64_t from = (((slot + row) * shape_.kv_heads + head_) * kPieces + piece) * 16;
-        CopyAsync16(K(stage) + Page::KeyPlace(row, piece), shape_.k + from, row < there);
-        CopyAsync16(V(stage) + Page::ValuePlace(row, piece), shape_.v + from, row < there);
+        const int bytes = row < there ? 16 : 0;
+        CopyAsync16(K(stage) + Page::KeyPlace(row, piece), shape_.k + from, bytes);
+        CopyAsync16(V(stage) + Page::ValuePlace(row, piece), shape_.v + from, bytes);
       }
     }
     CommitCopies();

@@ -2,8 +2,8 @@
 // numbers. Within a product the order of what is summed is free, and so is that of the sums' rows:
 // each kind of page has the order in which its lanes read it without conflicts, and tells it.
 //
-// It tells too how many blocks of one column tile share a multiprocessor, and the shared memory
-// that each warp then has.
+// It tells too how many blocks of one column tile and one head share a multiprocessor, and the
+// shared memory that each warp then has; blocks of a head a warp keep more, and are fewer.
 //
 //   keys     A[key][QueryDim]: the products' k-steps are steps of 16 dimensions
 //   values   A[SumDim][key]: products of 16 dimensions each

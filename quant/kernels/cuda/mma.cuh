@@ -55,10 +55,11 @@ __device__ __forceinline__ uint32_t Transpose(uint32_t m) {
   return out;
 }
 
-// Queues a copy of 16 bytes from global to shared memory; zeros where `there` is false.
-__device__ __forceinline__ void CopyAsync16(uint32_t to, const void* from, bool there) {
+// Queues a copy of 16 bytes from global to shared memory; those after the first `bytes` come as
+// zeros, and are not read.
+__device__ __forceinline__ void CopyAsync16(uint32_t to, const void* from, int bytes) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
-               "r"(there ? 16 : 0)
+               "r"(bytes)
                : "memory");
 }
 __device__ __forceinline__ void CommitCopies() {

@@ -31,6 +31,9 @@ absl::Status Check(const AttentionLimits& limits, size_t index, const AttentionS
                                              " ", found, ", expected ", expected, " ", bound));
   };
   if (sequence.queries < 1) return invalid("queries", sequence.queries, "at least", 1);
+  if (TileRows(limits) == 8 && sequence.queries > 1) {
+    return invalid("queries", sequence.queries, "with as many tokens as sequences at most", 1);
+  }
   if (sequence.length < sequence.queries) {
     return invalid("length", sequence.length, "at least its queries,", sequence.queries);
   }

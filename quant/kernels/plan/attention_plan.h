@@ -82,8 +82,9 @@ absl::StatusOr<AttentionPlan> PlanAttention(const AttentionLimits& limits,
                                             absl::Span<const AttentionSequence> sequences,
                                             absl::Span<int32_t> image);
 
-// Rows (queries x heads of one key head) of a tile: 128 in prefill; 16 in decode, and 8 where that
-// is enough for the one query that each sequence has.
+// Rows (queries x heads of one key head) of a tile: 128 in prefill; 16 in decode, and 8 where
+// limits of as many tokens as sequences say that each sequence has one query, if that is enough for
+// it.
 int32_t TileRows(const AttentionLimits& limits);
 
 // Keys in a chunk of a decode sequence, whole pages: its keys in equal chunks of kDecodeChunkKeys

@@ -1,3 +1,5 @@
+#include <bit>
+
 #include "quant/base/status_macros.h"
 #include "quant/base/strings.h"
 #include "quant/kernels/cuda/launch.h"
@@ -33,7 +35,11 @@ absl::StatusOr<DecodeKernelPointer> FindKernel(const DecodePlan& plan,
   const DecodeKernelPointer kernel =
       weights.kind == Kind::kFolded ? FoldedDecodeKernel(groups, plan.token_tile)
                                     : ScaledDecodeKernel(weights.kind, groups, plan.token_tile);
-  if (kernel == nullptr || plan.warpgroups() > kMaxWarpgroups) {
+  const auto power = [](int n) { return std::has_single_bit(static_cast<unsigned>(n)); };
+  const bool shared_out = power(plan.k_groups) && power(plan.splits) && plan.splits <= 8 &&
+                          plan.lorc_blocks() % plan.splits == 0 &&
+                          (plan.lorc_tiles == 0 || power(plan.lorc_pieces));
+  if (kernel == nullptr || plan.warpgroups() > kMaxWarpgroups || !shared_out) {
     return absl::InvalidArgumentError(
         StrCat("decode plan: found ", plan.ToString(), ", expected one that has a kernel"));
   }

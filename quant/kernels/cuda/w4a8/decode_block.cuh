@@ -8,6 +8,9 @@
 
 namespace nibble::w4a8 {
 
+// Barrier among the warpgroups of a block, without the warp that loads.
+inline constexpr int kWarpgroupsBarrier = 1;
+
 // A block's place in the grid; LoRC blocks have none.
 struct DecodeBlock {
   int first_tile;

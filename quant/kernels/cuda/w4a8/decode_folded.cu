@@ -6,8 +6,7 @@ namespace {
 
 constexpr int kThreads = 128 * kMaxWarpgroups + 32;
 
-// Few tokens: registers for two of the largest blocks a multiprocessor. Many: for one of them, or
-// two with half the warpgroups.
+// Few tokens: registers for two of the largest blocks a multiprocessor. Many: for one.
 template <int kGroups, int kTokens>
 __global__ void __launch_bounds__(kTokens <= 16 ? kThreads : kThreads + 32, kTokens <= 16 ? 2 : 1)
     FoldedDecode(const __grid_constant__ DecodeArguments args) {

@@ -1,9 +1,9 @@
 // The decode kernel (plan.h has the division of work and the shared memory).
 //
-// A block's last warp brings slices of weights and of x through a ring of stages; each warpgroup
-// multiplies the slices of one row tile and part of K, the weights as wgmma's A in registers; then
-// the parts' sums meet (decode_sums.cuh). With LoRC, the grid's first blocks compute t
-// (decode_lorc.cuh).
+// A block's last warp brings slices of weights and of x through a ring of stages, the others x of
+// its first round; each warpgroup multiplies the slices of one row tile and part of K, the weights
+// as wgmma's A in registers; then the parts' sums meet (decode_sums.cuh). With LoRC, the grid's
+// first blocks compute t (decode_lorc.cuh).
 #pragma once
 
 #include <cstdint>
@@ -81,11 +81,7 @@ __device__ __forceinline__ void Load(const DecodeArguments& args, const DecodeBl
   if (lane == 0) {
     PrefetchTensorMap(&args.x);
     producer.Prologue();
-    if (lorc) {
-      BarrierArrive(small.side);
-    } else {
-      LoadSideWeights(args, block, small);
-    }
+    if (!lorc) LoadSideWeights(args, block, small);
   }
   WaitForEarlierGrids();
   if (lane == 0) {
@@ -97,7 +93,8 @@ __device__ __forceinline__ void Load(const DecodeArguments& args, const DecodeBl
     }
   }
   __syncwarp();
-  if (!lorc && args.plan.lorc_tiles > 0 && block.split == 0) {
+  if (lorc) return;
+  if (args.plan.lorc_tiles > 0 && block.split == 0) {
     FetchLorc(args, small.t, block.first_tile, lane);
   }
   BarrierArrive(small.side);
@@ -198,7 +195,7 @@ __device__ __forceinline__ void Decode(const DecodeArguments& args) {
     FetchFirstX(args, stream, ring, warp, plan.warpgroups() * 4);
     NamedBarrier(2 + warp / 4, 128);  // converged again, as the compiler sees it
     if (lorc) {
-      MultiplyLorcPiece<kTokens>(args, stream, ring, small.side);
+      MultiplyLorcPiece<kTokens>(args, stream, ring);
     } else {
       MultiplyTile<kKind, kGroups, kTokens>(args, block, stream, ring, small, base);
     }

@@ -7,9 +7,9 @@
 #include <cstdint>
 
 #include "quant/kernels/cuda/w4a8/decode_arguments.h"
+#include "quant/kernels/cuda/w4a8/decode_block.cuh"
 #include "quant/kernels/cuda/w4a8/decode_product.cuh"
 #include "quant/kernels/cuda/w4a8/decode_ring.cuh"
-#include "quant/kernels/cuda/w4a8/decode_sums.cuh"
 #include "quant/kernels/cuda/w4a8/ptx.cuh"
 
 namespace nibble::w4a8 {
@@ -85,7 +85,7 @@ __device__ void CompleteLorcTile(const DecodeArguments& args, const LorcPiece& a
 // to come completes t.
 template <int kTokens>
 __device__ void MultiplyLorcPiece(const DecodeArguments& args, const SliceStream& stream,
-                                  const Ring& ring, uint32_t side) {
+                                  const Ring& ring) {
   __shared__ bool last;
   const LorcPiece at(args);
   const int thread = static_cast<int>(threadIdx.x);
@@ -97,7 +97,6 @@ __device__ void MultiplyLorcPiece(const DecodeArguments& args, const SliceStream
       LoadBytes(ring.Codes(stage, 0), at.bands, thread, a);
       AddProduct<kTokens>(a, ring.X(stage), sums);
     });
-    BarrierWait(side, 0);  // a piece without slices has not yet waited for earlier grids
     float* to = LorcSums(args, at, at.piece);
     if (thread / 32 < at.bands) {
 #pragma unroll

@@ -1,9 +1,10 @@
-// The ring of slices in shared memory that a decode block's last warp fills and its warpgroups
-// empty.
+// The ring of slices in shared memory that a decode block's last warp fills, but for x of the first
+// round, and its warpgroups empty.
 #pragma once
 
 #include <cstdint>
 
+#include "quant/kernels/cuda/mma.cuh"
 #include "quant/kernels/cuda/w4a8/decode_arguments.h"
 #include "quant/kernels/cuda/w4a8/ptx.cuh"
 
@@ -137,7 +138,8 @@ __device__ __forceinline__ void FetchFirstX(const DecodeArguments& args, const S
       }
     }
   }
-  AwaitCopies();
+  CommitCopies();
+  AwaitCopies<0>();
   FenceAsyncShared();
   __syncwarp();
   for (int stage = warp; stage < filled; stage += warps) {

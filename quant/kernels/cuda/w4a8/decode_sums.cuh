@@ -1,4 +1,5 @@
-// What becomes of the sums after the last slice: the parts of K meet, and their total is y.
+// What becomes of the sums after the last slice: the parts of K meet (split-K), and their total is
+// y. Blocks of a cluster reduce and scatter through distributed shared memory.
 //
 // Sums move as octets, those of one row tile and eight tokens: four floats of each thread t of a
 // warpgroup, row RowOf(t, 0) of tokens 2 (t % 4) and + 1, then row RowOf(t, 1) of the same. Within
@@ -11,6 +12,7 @@
 
 #include <cstdint>
 
+#include "quant/kernels/cuda/mma.cuh"
 #include "quant/kernels/cuda/w4a8/decode_arguments.h"
 #include "quant/kernels/cuda/w4a8/decode_block.cuh"
 #include "quant/kernels/cuda/w4a8/decode_product.cuh"
@@ -18,9 +20,6 @@
 #include "quant/kernels/cuda/w4a8/store.cuh"
 
 namespace nibble::w4a8 {
-
-// Barrier among the warpgroups of a block, without the warp that loads.
-inline constexpr int kWarpgroupsBarrier = 1;
 
 // The sum of leaf(first), .. leaf(first + kLeaves - 1), as a balanced binary tree.
 template <int kLeaves, class Leaf>
@@ -168,19 +167,18 @@ class PartSums {
 
   __device__ __forceinline__ void StorePairs(const RowTile& place, int octet,
                                              const float4& v) const {
-    const uint32_t of_half[2] = {PackBf16(v.x, v.y), PackBf16(v.z, v.w)};
+    const uint32_t pairs[2] = {Transpose(PackBf16(v.x, v.y)), Transpose(PackBf16(v.z, v.w))};
     const int token = octet * 8 + thread_ % 32 / 4;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const uint32_t pair = Transpose(of_half[half]);
       const int row = thread_ / 32 * 16 + half * 8 + thread_ % 4 * 2;
       const int left = place.rows - row;
       if (token >= args_.tokens || left <= 0) continue;
       __nv_bfloat16* to = Y(place, token, row);
       if (left >= 2 && reinterpret_cast<uintptr_t>(to) % 4 == 0) {
-        *reinterpret_cast<uint32_t*>(to) = pair;
+        *reinterpret_cast<uint32_t*>(to) = pairs[half];
       } else {
-        StoreSome(to, {pair, 0, 0, 0}, min(left, 2));
+        StoreSome(to, {pairs[half], 0, 0, 0}, min(left, 2));
       }
     }
   }

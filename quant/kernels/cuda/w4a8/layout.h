@@ -9,7 +9,7 @@
 //               which memory delivers half again as fast as streams far apart
 //   slice       codes, then scales of GroupsPerSlice groups
 //     4 bits      [2 k-step pairs][128 threads][16 B]   16 B: words (k-step, row half), 8 codes
-//     each 8 bits      [4 k-steps][row bands of 16][32 lanes][16 B]
+//     8 bits      [4 k-steps][row bands of 16][32 lanes][16 B]
 //   scales
 //     folded      [groups][32]  one byte: k of row r (low nibble) and of row r + 8 (high)
 //     scaled      [groups][64]  f32

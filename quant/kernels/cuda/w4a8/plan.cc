@@ -14,10 +14,12 @@ constexpr int kRoomyRank = 32;
 // (ConsumePipelined) and one to come.
 constexpr int kLeastPartStages = 3;
 
+constexpr int kStaticBytes = 16;  // of a decode block: LoRC's flag
+
 // Of each of `blocks` that share a multiprocessor: without the kilobyte that the system keeps of
 // it.
 int SharedBytes(const Device& device, int blocks) {
-  return std::min(device.shared_bytes / blocks - 1024, device.block_shared_bytes);
+  return std::min(device.shared_bytes / blocks - 1024, device.block_shared_bytes) - kStaticBytes;
 }
 
 int TokenTile(int64_t tokens, Kind kind) {
@@ -150,7 +152,7 @@ DecodePlan PlanDecode(const LinearShape& shape, const Device& device) {
   DecodePlan plan;
   plan.token_tile = TokenTile(shape.tokens, shape.kind);
   Divide(shape, device, plan);
-  CompletePlan(shape, device, 2, 64, plan);
+  CompletePlan(shape, device, 2, 64, plan);  // longer rings are no faster (plan_race)
   if (KeepsBlocksApart(shape, device, plan)) {
     plan.shared_bytes = std::max(plan.shared_bytes, device.shared_bytes / 2);
   }

@@ -42,12 +42,13 @@ inline constexpr int kMaxWarpgroups = 4;
 // balanced binary tree, in the order of K, so sums depend on the number of parts, which follows
 // from the weights only (rows, columns, kind, LoRC's ranks), and neither on the number of tokens
 // nor on who takes which part. Of every row tile, a block of the cluster writes the
-// `owned_octets()` octets of tokens that it owns; the first blocks own some.
+// `owned_octets()` octets of tokens that it owns; of fewer octets than blocks, the first own one
+// each.
 struct DecodePlan {
   int token_tile = 0;   // 8, 16, 32 or 64 columns of the product
   int tiles = 0;        // row tiles of a block: 1 to 4
   int k_groups = 0;     // parts of K of a block: 1, 2 or 4; tiles * k_groups <= kMaxWarpgroups
-  int splits = 0;       // 1, 2, 4 or 8
+  int splits = 0;       // 1, 2 or 4, and 8 in races
   int stages = 0;       // slices (each of `tiles` row tiles) in flight, a multiple of k_groups
   int lorc_tiles = 0;   // 0: no LoRC
   int lorc_pieces = 0;  // of K, for each LoRC tile: a power of two

@@ -39,18 +39,9 @@ __device__ __forceinline__ void BarrierArrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-// Arrives at the barrier at the same place in block `rank` of the cluster.
-__device__ __forceinline__ void BarrierArriveCluster(uint32_t barrier, uint32_t rank) {
-  asm volatile(
-      "{.reg .b32 remote;\n"
-      "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];}" ::"r"(barrier),
-      "r"(rank)
-      : "memory");
-}
-
-// The same by who has only read: what it wrote before need not be seen after. (A release by the
-// cluster costs a fence of all memory.)
+// Arrives at the barrier at the same place in block `rank` of the cluster, by who has only read:
+// what it wrote before need not be seen after. (A release by the cluster costs a fence of all
+// memory.)
 __device__ __forceinline__ void BarrierArriveClusterAsReader(uint32_t barrier, uint32_t rank) {
   asm volatile(
       "{.reg .b32 remote;\n"
@@ -145,15 +136,6 @@ __device__ __forceinline__ void TensorLoadMulticast(uint32_t to, const CUtensorM
       "l"(map), "r"(x), "r"(y), "r"(barrier), "h"(blocks)
       : "memory");
 }
-
-// 16 bytes of global memory to shared memory by this thread's own copies, which wait for none of
-// the copy engine's; those after the first `bytes` as zeros, and not read.
-__device__ __forceinline__ void CopyAsync16(uint32_t to, const void* from, int bytes) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
-               : "memory");
-}
-
-__device__ __forceinline__ void AwaitCopies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // Fetches a tensor map before its first use.
 __device__ __forceinline__ void PrefetchTensorMap(const CUtensorMap* map) {
@@ -327,14 +309,7 @@ __device__ __forceinline__ void AcquireRegisters() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
-// --- Matrices in the registers of one warp.
-
-// An 8 x 8 matrix of 16 bits, turned: lane l gives and gets row l / 4, columns 2 (l % 4), + 1.
-__device__ __forceinline__ uint32_t Transpose(uint32_t matrix) {
-  uint32_t turned;
-  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(turned) : "r"(matrix));
-  return turned;
-}
+// --- Tensor cores, one warp.
 
 // D[16][8] += A[16][16] * B[8][16]^T, bf16 with f32 sums. Lane l, g = l / 4, c = l % 4:
 //   a  rows g, g + 8, g, g + 8; columns 2c, 2c + 1, from the third register on + 8

@@ -200,6 +200,14 @@ TEST(AttentionPlan, RefusesWhatDoesNotFit) {
               HasSubstr("found 5 sequences, expected at most 4"));
   image.pop_back();
   EXPECT_THAT(std::string(status({{1, 1, pages}}).message()), HasSubstr("found an image of"));
+
+  AttentionLimits one_query = limits;
+  one_query.tokens = one_query.sequences;
+  image.resize(AttentionImage(one_query).end);
+  EXPECT_EQ(
+      PlanAttention(one_query, {{2, 3, pages}}, absl::MakeSpan(image)).status().message(),
+      "attention plan: sequence 0: found queries 2, expected with as many tokens as sequences "
+      "at most 1");
 }
 
 TEST(AttentionPlan, PaddedCoversTheLimits) {

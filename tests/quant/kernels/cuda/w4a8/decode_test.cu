@@ -180,7 +180,8 @@ TEST_F(Decode, RandomProductsAreAsCloseAsTheAccumulatorAllows) {
 }
 
 // A token's row of y has the same bits in every batch and at every place in it. The shapes' blocks
-// have one to four row tiles, and share K among 1, 2, 4 and 8 parts.
+// have one to four row tiles, and share K among 1, 2, 4, 8 and 16 parts, some with LoRC in
+// clusters.
 TEST_F(Decode, ATokensBitsDependOnNothingElseInTheBatch) {
   struct Case {
     WeightSpec spec;
@@ -188,11 +189,11 @@ TEST_F(Decode, ATokensBitsDependOnNothingElseInTheBatch) {
     int rank;
   };
   for (const Case& c :
-       {Case{Spec(), 520, 1024, 0}, Case{Spec(), 520, 1100, 24}, Case{Spec(), 8192, 400, 0},
+       {Case{Spec(), 520, 1024, 0}, Case{Spec(), 520, 2100, 24}, Case{Spec(), 8192, 400, 0},
         Case{Spec(), 17000, 256, 16}, Case{Spec(), 17000, 400, 0}, Case{Spec(), 9000, 600, 0},
         Case{Spec(Format::kE2M1, 16), 4000, 640, 0},
         Case{Spec(Format::kE2M1, 128, kNone), 520, 1024, 16},
-        Case{Spec(Format::kE4M3, 64, kNone), 300, 700, 0}}) {
+        Case{Spec(Format::kE4M3, 64, kNone), 300, 2100, 0}}) {
     const Prepared weights({RandomSegment(c.spec, c.rows, c.cols, c.rank)});
     const Input input = RandomInput(64, c.cols);
     const Output all = Product(weights, input);

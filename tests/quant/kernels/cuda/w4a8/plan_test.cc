@@ -71,6 +71,31 @@ TEST(PlanDecode, BlocksOfAFewTokensThatOverlapHaveAMultiprocessorEach) {
   }
 }
 
+TEST(PlanDecode, EveryPlanIsWithinTheKernelsLimits) {
+  for (const Kind kind : {Kind::kFolded, Kind::kScaled4, Kind::kScaled8}) {
+    for (const int group : {16, 32, 64, 128, kWholeRow}) {
+      for (const int rank : {0, 16, 32, 64, 128}) {
+        for (const int64_t rows : {64, 576, 1280, 4096, 8192, 12288, 22016, 57344}) {
+          LinearShape shape = Corrected(Shape(1, rows, 4096), 1, rank);
+          shape.kind = kind;
+          shape.group_size = group;
+          const DecodePlan first = PlanDecode(shape);
+          for (const int64_t tokens : {1, 9, 17, 33}) {
+            shape.tokens = tokens;
+            const DecodePlan plan = PlanDecode(shape);
+            SCOPED_TRACE(plan.ToString());
+            EXPECT_LE(plan.shared_bytes + 16, Device{}.block_shared_bytes);
+            EXPECT_GE(plan.stages, (kind == Kind::kFolded ? 2 : 1) * plan.k_groups);
+            EXPECT_EQ(plan.lorc_blocks() % plan.splits, 0);
+            EXPECT_EQ(plan.parts(), first.parts());
+            EXPECT_EQ(plan.lorc_pieces, first.lorc_pieces);
+          }
+        }
+      }
+    }
+  }
+}
+
 // Warpgroups are apart by up to a slice, and a stage is always of the same part.
 TEST(PlanDecode, TheRingHoldsTwoSlicesOfEveryPart) {
   for (const int64_t rows : {64, 4096, 8192, 12288, 22016}) {
