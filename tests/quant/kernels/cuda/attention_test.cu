@@ -275,6 +275,17 @@ void ExpectRight(const Fixture& fixture, Runner& runner) {
   ASSERT_TRUE(std::isnan(float(out[fixture.tokens() * width])));  // nothing beyond
 }
 
+// What `together` left of sequence `i`, one token, has the bits that it has alone.
+void ExpectTheSameAlone(const Fixture& all, size_t i, const Runner& together) {
+  Runner alone(all.Only(i), AttentionRegime::kDecode);
+  alone.Attend(false, nullptr);
+  EXPECT_EQ(alone.scales()[0], together.scales()[i]);
+  const std::vector<uint8_t> found = alone.codes();
+  const std::vector<uint8_t> codes = together.codes();
+  EXPECT_TRUE(std::equal(found.begin(), found.begin() + all.width(),
+                         codes.begin() + static_cast<int64_t>(i) * all.width()));
+}
+
 class AttentionTest : public testing::TestWithParam<Shape> {};
 INSTANTIATE_TEST_SUITE_P(
     Shapes, AttentionTest,
@@ -311,16 +322,7 @@ TEST_P(AttentionTest, ADecodedTokenDependsOnNoOtherSequence) {
   const Fixture all(GetParam(), {{1, 500}, {1, 1}, {1, 3000}, {1, 77}}, random);
   Runner together(all, AttentionRegime::kDecode);
   together.Attend(false, nullptr);
-  const std::vector<uint8_t> codes = together.codes();
-  const std::vector<float> scales = together.scales();
-  for (size_t i = 0; i < all.sequences().size(); ++i) {
-    Runner alone(all.Only(i), AttentionRegime::kDecode);
-    alone.Attend(false, nullptr);
-    EXPECT_EQ(alone.scales()[0], scales[i]);
-    const std::vector<uint8_t> found = alone.codes();
-    EXPECT_TRUE(std::equal(found.begin(), found.begin() + all.width(),
-                           codes.begin() + static_cast<int64_t>(i) * all.width()));
-  }
+  for (size_t i = 0; i < all.sequences().size(); ++i) ExpectTheSameAlone(all, i, together);
 }
 
 // Blocks of one head where there are few sequences, of a head a warp where there are many.
@@ -336,17 +338,10 @@ TEST(ManySequences, GiveEachTheBitsItHasAlone) {
     const Fixture all(shape, sequences, random);
     Runner together(all, AttentionRegime::kDecode);
     ExpectRight(all, together);
-    const std::vector<uint8_t> codes = together.codes();
-    const std::vector<float> scales = together.scales();
     for (size_t i = random() % 20; i < sequences.size(); i += 20) {
       SCOPED_TRACE(testing::Message()
                    << sequences[i].length << " keys, head_dim " << shape.head_dim);
-      Runner alone(all.Only(i), AttentionRegime::kDecode);
-      alone.Attend(false, nullptr);
-      EXPECT_EQ(alone.scales()[0], scales[i]);
-      const std::vector<uint8_t> found = alone.codes();
-      EXPECT_TRUE(std::equal(found.begin(), found.begin() + all.width(),
-                             codes.begin() + static_cast<int64_t>(i) * all.width()));
+      ExpectTheSameAlone(all, i, together);
     }
   }
 }
